@@ -1,0 +1,50 @@
+"""What one beamline is and what one experiment asks for, read from TOML and checked on load.
+
+`Beamline` describes the hardware: process variables, circles, limits, distances. `Preset` holds one
+experiment's plan settings and, for the simulated beamline only, the truth that is simulated. Plans and
+reconstruction see `Preset.plan`; nothing outside ``sim`` looks at `Preset.sim`.
+"""
+
+from bcmi_beamline.config._model import (
+    AxisConfig,
+    Beamline,
+    CircleConfig,
+    ConfigError,
+    CrystalSettings,
+    DiffractometerConfig,
+    EigerConfig,
+    HiddenErrors,
+    ModulatorSettings,
+    NanogoniometerConfig,
+    Nuisances,
+    PlanSettings,
+    Preset,
+    ReflectionConfig,
+    SampleStageConfig,
+    SimulationSettings,
+    list_presets,
+    load_beamline,
+    load_preset,
+)
+
+__all__ = [
+    "AxisConfig",
+    "Beamline",
+    "CircleConfig",
+    "ConfigError",
+    "CrystalSettings",
+    "DiffractometerConfig",
+    "EigerConfig",
+    "HiddenErrors",
+    "ModulatorSettings",
+    "NanogoniometerConfig",
+    "Nuisances",
+    "PlanSettings",
+    "Preset",
+    "ReflectionConfig",
+    "SampleStageConfig",
+    "SimulationSettings",
+    "list_presets",
+    "load_beamline",
+    "load_preset",
+]
