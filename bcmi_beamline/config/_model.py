@@ -84,7 +84,7 @@ class NanogoniometerConfig(_Model):
     stand_off_um: Positive = 800.0
     """The modulator never comes closer to the crystal than this."""
     pivot_um: Vector3 = (0.0, 0.0, 0.0)
-    """Surveyed point, in the frame above with its origin where the beam crosses at t = 0, about which the tilts turn."""
+    """Surveyed point about which the tilts turn, in the frame above; origin: beam axis at `distance_at_z0_um`."""
     positions: dict[Literal["in", "out", "park"], dict[Literal["x", "y", "z", "mchi", "mphi"], float]]
 
     @model_validator(mode="after")

@@ -1,0 +1,1 @@
+"""Documents and files to scans and back: Tiled, the document log, CXI."""

@@ -1,0 +1,1 @@
+"""Bluesky plans: alignment, calibration, rocking and the whole experiment."""

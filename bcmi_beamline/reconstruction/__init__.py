@@ -1,0 +1,1 @@
+"""Phase retrieval: ptychography, modulation (BCMI), conventional (BCDI), metrics."""

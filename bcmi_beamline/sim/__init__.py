@@ -1,0 +1,1 @@
+"""The digital twin: physics in the laboratory frame and the IOC that serves it."""
