@@ -84,7 +84,7 @@ class NanogoniometerConfig(_Model):
     stand_off_um: Positive = 800.0
     """The modulator never comes closer to the crystal than this."""
     pivot_um: Vector3 = (0.0, 0.0, 0.0)
-    """Surveyed point about which the tilts turn, in the frame above; origin: beam axis at `distance_at_z0_um`."""
+    """Surveyed point about which the tilts turn; origin on the beam axis at `distance_at_z0_um`."""
     positions: dict[Literal["in", "out", "park"], dict[Literal["x", "y", "z", "mchi", "mphi"], float]]
 
     @model_validator(mode="after")
@@ -314,9 +314,8 @@ def _read(source: str | Path, folder: str, model: type[_Model]):
         path = Path(str(shipped / f"{source}.toml"))
         if not path.exists():
             known = ", ".join(sorted(p.stem for p in Path(str(shipped)).glob("*.toml")))
-            raise ConfigError(
-                f"no {(folder or 'beamlines')[:-1]} named {source!r}: choose from {known}, or give a .toml file"
-            )
+            kind = folder[:-1] or "beamline"
+            raise ConfigError(f"no {kind} named {source!r}: choose from {known}, or give a .toml file")
     try:
         with open(path, "rb") as file:
             values = tomllib.load(file)

@@ -1,0 +1,41 @@
+# `make demo` and `make test` set up everything they need in .venv; only Python 3.11+ and make are required.
+PYTHON ?= python3
+PRESET ?= small
+OUT ?= demo
+BIN := .venv/bin
+
+.PHONY: demo test lint clean help
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11 ..." >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+
+.venv/.run-ready: pyproject.toml | .venv/bin/python
+	@echo "Installing bcmi-beamline into .venv (two to three minutes on a fresh machine) ..."
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+.venv/.test-ready: pyproject.toml | .venv/.run-ready
+	@echo "Installing the test tools ..."
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+demo: .venv/.run-ready  ## the whole experiment on the simulated beamline; report in demo/report.html
+	$(BIN)/bcmi demo --preset $(PRESET) --out $(OUT)
+
+test: .venv/.test-ready  ## every test: physics, Channel Access, one closed loop
+	$(BIN)/python -m pytest
+
+lint: .venv/.test-ready  ## ruff, types and the rules on what may import what
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/basedpyright
+
+clean:  ## remove .venv and what the demo wrote
+	rm -rf .venv demo
