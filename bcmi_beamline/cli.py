@@ -1,0 +1,455 @@
+"""The ``bcmi`` command.
+
+Bad input ends with one line on stderr and exit status 2, an interrupted plan with 130; results go to stdout,
+progress to a terminal's stderr only. Heavy rooms are imported inside the commands, so ``--help`` is quick.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="bcmi",
+    help="Bragg coherent modulation imaging: simulate, measure, calibrate, reconstruct, compare.",
+    epilog="Start with: bcmi demo",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+class Kind(StrEnum):
+    """Kinds of simulated scan."""
+
+    rocking = "rocking"
+    ptychography = "ptychography"
+
+
+class Method(StrEnum):
+    """Ways to retrieve the phase."""
+
+    bcmi = "bcmi"
+    bcdi = "bcdi"
+
+
+class Format(StrEnum):
+    """Files that other programs open."""
+
+    cxi = "cxi"
+    nexus = "nexus"
+    id01 = "id01"
+
+
+PresetOption = Annotated[str, typer.Option(help="small, paper-ls, paper-hs, or a .toml file.")]
+BeamlineOption = Annotated[str, typer.Option(help="Beamline configuration: sim-id01, or a .toml file.")]
+SeedOption = Annotated[int, typer.Option(help="Of every random number; same seed, same result.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
+DirectoryOption = Annotated[
+    Path, typer.Option(help="Where the session keeps catalogue, documents and frames.")
+]
+SimOption = Annotated[
+    str | None, typer.Option("--sim", help="Start the simulated beamline with this preset for the command.")
+]
+ArgumentsArgument = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Parameters of the plan.")
+]
+
+
+# -- showing what happens --------------------------------------------------------------------------------
+
+
+class Display:
+    """Progress bars on a terminal's stderr; in a pipe, silence or one plain line per stage."""
+
+    def __init__(self, announce: bool = False) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+        self._console = Console(stderr=True)
+        self._announce = announce and not self._console.is_terminal
+        self._progress = Progress(
+            TextColumn("{task.description:<46}"),
+            BarColumn(bar_width=24),
+            TimeElapsedColumn(),
+            TextColumn("[dim]{task.fields[note]}"),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+
+    def __enter__(self) -> Display:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._progress.stop()
+
+    @contextmanager
+    def stage(self, title: str) -> Iterator[Any]:
+        """Show one stage of work; yields ``progress(fraction, message)``."""
+        if self._announce:
+            print(title, file=sys.stderr, flush=True)
+        task = self._progress.add_task(title, total=1.0, note="")
+
+        def progress(fraction: float, message: str) -> None:
+            self._progress.update(task, completed=fraction, note=message)
+
+        yield progress
+        self._progress.update(task, completed=1.0)
+
+
+@contextmanager
+def _shown(title: str) -> Iterator[Any]:
+    with Display() as display, display.stage(title) as progress:
+        yield progress
+
+
+def _print_table(rows: dict[str, Any], title: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, show_header=False, title_justify="left")
+    for key, value in rows.items():
+        table.add_row(str(key), f"{value:.4g}" if isinstance(value, float) else str(value))
+    Console().print(table)
+
+
+def _atomically(path: Path, write) -> None:
+    """Let ``write(beside)`` make the file, then rename it: never half a file."""
+    from bcmi_beamline.data import FileError
+
+    if not path.parent.is_dir():
+        raise FileError(f"{path}: the folder {path.parent} does not exist; make it first")
+    beside = path.with_name(f".{path.name}.{os.getpid()}{path.suffix}")
+    try:
+        write(beside)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+# -- the experiment --------------------------------------------------------------------------------------
+
+
+@app.command()
+def demo(
+    preset: PresetOption = "small",
+    out: Annotated[
+        Path, typer.Option(help="Folder for report.html, figures, CXI files, summary.json.")
+    ] = Path("bcmi-demo"),
+    seed: SeedOption = 0,
+) -> None:
+    """Perform the whole experiment on the simulated beamline and compare with truth.
+
+    Aligns the modulator, calibrates it by ptychography, rocks the crystal with the modulator in and out,
+    reconstructs both and writes report.html. Everything goes over Channel Access, as on a real beamline.
+    """
+    from bcmi_beamline.demo import run_demo
+
+    with Display(announce=True) as display:
+        result = run_demo(preset, out, display.stage, seed)
+    _print_table(result.headline(), f"bcmi demo, preset {preset}")
+    print(f"report: {out / 'report.html'}")
+
+
+@app.command()
+def ioc(
+    preset: PresetOption = "small",
+    prefix: Annotated[str | None, typer.Option(help="Instead of the configuration's prefix.")] = None,
+    beamline: BeamlineOption = "sim-id01",
+    data_dir: Annotated[Path, typer.Option(help="Where the Eiger writes its files.")] = Path("frames"),
+    time_scale: Annotated[float | None, typer.Option(help="Wall seconds per beamline second.")] = None,
+    list_pvs: Annotated[
+        bool, typer.Option("--list-pvs", help="Print every process variable and stop.")
+    ] = False,
+) -> None:
+    """Serve the simulated beamline over Channel Access until Ctrl-C."""
+    from bcmi_beamline.sim.ioc.__main__ import main as serve
+
+    arguments = ["--preset", preset, "--beamline", beamline, "--data-dir", str(data_dir)]
+    arguments += ["--prefix", prefix] if prefix is not None else []
+    arguments += ["--time-scale", str(time_scale)] if time_scale is not None else []
+    raise typer.Exit(serve(arguments + (["--list-pvs"] if list_pvs else [])) or 0)
+
+
+def _find_plan(name: str):
+    """The plan called `name`: a generator function of `bcmi_beamline.plans` that takes devices first."""
+    from bcmi_beamline.session import list_plans
+
+    known = list_plans()
+    name = name.replace("-", "_")
+    if name not in known:
+        raise ValueError(f"no plan named {name!r}: choose from {', '.join(sorted(known))}")
+    return known[name]
+
+
+def _parse_arguments(plan, pairs: list[str]) -> dict[str, Any]:
+    """Turn ``key=value`` words into checked keyword arguments of `plan`."""
+    from pydantic import TypeAdapter, ValidationError
+
+    parameters = dict(list(inspect.signature(plan).parameters.items())[1:])
+    values = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or key not in parameters:
+            raise ValueError(f"{pair!r}: give key=value with a key of {', '.join(parameters)}")
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError:
+            value = text
+        annotation = parameters[key].annotation
+        try:
+            values[key] = TypeAdapter(annotation).validate_python(value)
+        except ValidationError as error:
+            raise ValueError(f"{key}={text}: {error.errors()[0]['msg']}") from None
+    missing = [k for k, p in parameters.items() if p.default is p.empty and k not in values and p.kind < 4]
+    if missing:
+        raise ValueError(f"{plan.__name__} also needs {', '.join(missing)}")
+    return values
+
+
+@app.command("dry-run")
+def dry_run(
+    plan: Annotated[str, typer.Argument(help="Name of a plan, e.g. rocking_scan.")],
+    arguments: ArgumentsArgument = None,
+    beamline: BeamlineOption = "sim-id01",
+    picture: Annotated[Path | None, typer.Option(help="Draw the path of the motors into this PNG.")] = None,
+    json_: JsonOption = False,
+) -> None:
+    """Tell duration, frames, disk, dose and limits of a plan; moves nothing and needs no beamline."""
+    from bcmi_beamline.config import load_beamline
+    from bcmi_beamline.plans import dry_run as rehearse
+
+    function = _find_plan(plan)
+    outcome = rehearse(function, load_beamline(beamline), **_parse_arguments(function, arguments or []))
+    if picture is not None:
+        from bcmi_beamline.report import path_figure
+
+        _atomically(picture, lambda beside: path_figure(outcome.path).savefig(beside))
+    if json_:
+        print(json.dumps(outcome.to_dict()))
+    else:
+        _print_table(outcome.to_dict(), f"dry run of {function.__name__}")
+    if outcome.problems:
+        raise ValueError(f"{function.__name__}: {outcome.problems[0]}")
+
+
+@app.command("run")
+def run_plan(
+    plan: Annotated[str, typer.Argument(help="Name of a plan, e.g. rocking_scan.")],
+    arguments: ArgumentsArgument = None,
+    beamline: BeamlineOption = "sim-id01",
+    directory: DirectoryOption = Path("bcmi-data"),
+    sim: SimOption = None,
+) -> None:
+    """Run one plan from a shell and print its result."""
+    function = _find_plan(plan)
+    values = _parse_arguments(function, arguments or [])
+    from bcmi_beamline.session import open_session
+
+    with open_session(beamline, directory, simulate=sim) as session:
+        with _shown(function.__name__) as progress:
+            result = session.run(function(session.devices, **values), progress)
+        session.flush()
+    print(result)
+
+
+# -- files in, files out ---------------------------------------------------------------------------------
+
+
+@app.command()
+def simulate(
+    kind: Annotated[Kind, typer.Argument(help="rocking or ptychography.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The CXI file to write.")],
+    preset: PresetOption = "small",
+    beamline: BeamlineOption = "sim-id01",
+    modulator: Annotated[bool, typer.Option(help="Rock with the modulator in, or out.")] = True,
+) -> None:
+    """Write frames from the physics alone, without Channel Access."""
+    from bcmi_beamline import data
+    from bcmi_beamline.config import load_beamline, load_preset
+    from bcmi_beamline.truth import simulated_scan
+
+    with _shown(f"Simulating {kind.value}") as progress:
+        scan = simulated_scan(kind.value, load_beamline(beamline), load_preset(preset), modulator, progress)
+        write = data.write_rocking if kind is Kind.rocking else data.write_ptychography
+        _atomically(output, lambda beside: write(beside, scan))
+    print(f"{output}: {scan!r}")
+
+
+@contextmanager
+def _loaded(source: str, directory: Path) -> Iterator[Any]:
+    """The scan behind a CXI path or a run uid; the catalogue is open only while it is read."""
+    from bcmi_beamline import data
+
+    if Path(source).suffix or Path(source).exists():
+        yield data.load(Path(source))
+        return
+    folder = directory / "catalog"
+    if not folder.is_dir():
+        raise ValueError(
+            f"{source!r} is no file, and {directory} holds no catalogue; name it with --directory"
+        )
+    with data.open_catalog(folder, readable=[directory / "frames"]) as catalog:
+        yield data.load(source, catalog)
+
+
+@app.command()
+def calibrate(
+    source: Annotated[str, typer.Argument(help="A CXI ptychography file, or a run uid.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The modulator file to write.")],
+    refine_positions: Annotated[bool, typer.Option("--refine-positions/--keep-positions")] = True,
+    modes: Annotated[int, typer.Option(min=1, max=4, help="Modes of the probe.")] = 1,
+    iterations: Annotated[int, typer.Option(min=1)] = 60,
+    seed: SeedOption = 0,
+    directory: DirectoryOption = Path("bcmi-data"),
+) -> None:
+    """Ptychography: the modulator's transmission, the beam on it, and the distance d1."""
+    from bcmi_beamline import data
+    from bcmi_beamline.reconstruction.ptychography import calibrate as engine
+    from bcmi_beamline.scans import PtychographyScan
+
+    with _loaded(source, directory) as scan:
+        if not isinstance(scan, PtychographyScan):
+            raise ValueError(f"{source}: holds a rocking scan; calibrate needs a ptychography scan")
+    with _shown("Calibrating the modulator") as progress:
+        modulator = engine(
+            scan,
+            iterations=iterations,
+            modes=modes,
+            refine_positions=refine_positions,
+            seed=seed,
+            progress=progress,
+        )
+    _atomically(output, lambda beside: data.write_modulator(beside, modulator))
+    print(f"{output}: {modulator!r}")
+
+
+@app.command()
+def reconstruct(
+    source: Annotated[str, typer.Argument(help="A CXI rocking file, or a run uid.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The result file to write.")],
+    modulator: Annotated[
+        Path | None, typer.Option(help="The calibrated modulator; makes bcmi the method.")
+    ] = None,
+    method: Annotated[Method | None, typer.Option(help="bcmi where a modulator is given, else bcdi.")] = None,
+    trials: Annotated[int, typer.Option(min=1, help="Independent random starts.")] = 5,
+    seed: SeedOption = 0,
+    iterations: Annotated[
+        int | None, typer.Option(min=1, help="Of each trial; the engine's own choice if absent.")
+    ] = None,
+    directory: DirectoryOption = Path("bcmi-data"),
+) -> None:
+    """Phase retrieval of a rocking scan: a 3D complex image of the crystal."""
+    from bcmi_beamline import data
+    from bcmi_beamline.scans import RockingScan
+
+    chosen = method or (Method.bcmi if modulator else Method.bcdi)
+    if chosen is Method.bcmi and modulator is None:
+        raise ValueError("bcmi needs --modulator FILE; bcmi calibrate makes one")
+    with _loaded(source, directory) as scan:
+        if not isinstance(scan, RockingScan):
+            raise ValueError(f"{source}: holds a ptychography scan; reconstruct needs a rocking scan")
+    options: dict[str, Any] = {"trials": trials, "seed": seed}
+    options |= {} if iterations is None else {"iterations": iterations}
+    with _shown(f"Reconstructing ({chosen.value})") as progress:
+        if chosen is Method.bcmi:
+            from bcmi_beamline.reconstruction import modulation
+
+            known = data.read_modulator(modulator)
+            result = modulation.reconstruct(scan, known, progress=progress, **options)
+        else:
+            from bcmi_beamline.reconstruction import conventional
+
+            result = conventional.reconstruct(scan, progress=progress, **options)
+    _atomically(output, lambda beside: data.write_reconstruction(beside, result))
+    print(f"{output}: {result!r}")
+
+
+@app.command()
+def compare(
+    result: Annotated[Path, typer.Argument(help="A result file.")],
+    truth: Annotated[Path, typer.Argument(help="The file to compare with.")],
+    json_: JsonOption = False,
+) -> None:
+    """Correlation, class and resolution of a result after the trivial ambiguities are removed."""
+    from bcmi_beamline import data
+    from bcmi_beamline.reconstruction.metrics import compare as measure
+
+    found = measure(data.read_reconstruction(result), data.read_reconstruction(truth)).to_dict()
+    if json_:
+        print(json.dumps(found))
+    else:
+        _print_table(found, f"{result} against {truth}")
+
+
+@app.command()
+def export(
+    run_uid: Annotated[str, typer.Argument(help="Run to export.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The file to write.")],
+    format: Annotated[Format, typer.Option(help="cxi, nexus or id01.")] = Format.cxi,
+    directory: DirectoryOption = Path("bcmi-data"),
+) -> None:
+    """Write one run into a file that other programs open."""
+    from bcmi_beamline import data
+
+    folder = directory / "catalog"
+    if not folder.is_dir():
+        raise ValueError(f"{directory} holds no catalogue; name the session's folder with --directory")
+    with data.open_catalog(folder, readable=[directory / "frames"]) as catalog:
+        _atomically(output, lambda beside: data.export(catalog.run(run_uid), beside, format=format.value))
+    print(output)
+
+
+@app.command()
+def report(
+    results: Annotated[list[Path], typer.Argument(help="Result files.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The page to write.")],
+    modulator: Annotated[Path | None, typer.Option(help="A calibrated modulator to show.")] = None,
+    truth: Annotated[Path | None, typer.Option(help="A truth file to compare with.")] = None,
+) -> None:
+    """Draw results into one self-contained page."""
+    from bcmi_beamline import data
+    from bcmi_beamline.report import write_report
+
+    found = {path.stem: data.read_reconstruction(path) for path in results}
+    calibrated = data.read_modulator(modulator) if modulator else None
+    known = data.read_reconstruction(truth) if truth else None
+    _atomically(output, lambda beside: write_report(beside, found, modulator=calibrated, truth=known))
+    print(output)
+
+
+def _explain(error: BaseException) -> str:
+    """The first line that a person can act on."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def main() -> None:
+    """Entry point: errors become one line, interruption leaves with 130."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        app()
+    except KeyboardInterrupt:
+        print("bcmi: interrupted", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        if os.environ.get("BCMI_TRACEBACK"):
+            raise
+        print(f"bcmi: {_explain(error)}", file=sys.stderr)
+        sys.exit(130 if type(error).__name__ == "PlanInterrupted" else 2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,251 @@
+"""The one place where RunEngine, devices, storage and callbacks are wired.
+
+IPython, the queue server, the command line and the tests all open a `Session`::
+
+    with open_session(simulate="small") as session:
+        result = session.run(rocking_scan(session.devices, ...))
+        scan = load(session.catalog.client[-1])
+
+Channel Access reads its environment when pyepics is first imported, so everything that imports it is
+imported inside the functions here, after the simulated beamline has claimed its ports.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import threading
+from collections.abc import Callable, Generator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bcmi_beamline.config import Beamline, Preset, load_beamline, load_preset
+
+if TYPE_CHECKING:
+    from bluesky import RunEngine
+
+    from bcmi_beamline.data import Catalog, DocumentLog
+    from bcmi_beamline.devices import Devices
+    from bcmi_beamline.sim.launch import SimulatedBeamline
+
+Progress = Callable[[float, str], None]
+
+
+class PlanInterrupted(RuntimeError):
+    """The operator stopped the plan; the hardware was left in its safe state."""
+
+
+class RunProgress:
+    """A document callback that reports the fraction of a run's points done.
+
+    Parameters
+    ----------
+    report : callable
+        Called with (fraction, one-line message) at the start, at most once per point, and at the end.
+    """
+
+    def __init__(self, report: Progress) -> None:
+        self._report = report
+        self._points = 0
+        self._done = 0
+        self._name = ""
+        self._primary = ""
+
+    def __call__(self, name: str, doc: dict[str, Any]) -> None:
+        """Take one document."""
+        if name == "start":
+            self._name = doc.get("scan_kind") or doc.get("plan_name", "run")
+            self._points, self._done = doc.get("num_points") or 0, 0
+            self._report(0.0, self._name)
+        elif name == "descriptor" and doc["name"] == "primary":
+            self._primary = doc["uid"]
+        elif name == "event" and doc["descriptor"] == self._primary:
+            self._done += 1
+            counts = doc["data"].get("eiger_total")
+            message = f"{self._name}: point {self._done}" + (f" of {self._points}" if self._points else "")
+            if counts is not None:
+                message += f", {counts:.3g} counts"
+            self._report(min(1.0, self._done / self._points) if self._points else 0.0, message)
+        elif name == "stop":
+            self._report(1.0, f"{self._name}: {doc['exit_status']}")
+
+
+class Session:
+    """An open beamline: RunEngine, devices, catalogue and document log. Made by `open_session`."""
+
+    def __init__(
+        self,
+        beamline: Beamline,
+        directory: Path,
+        RE: RunEngine,
+        devices: Devices,
+        catalog: Catalog,
+        log: DocumentLog,
+        twin: SimulatedBeamline | None,
+        stack: ExitStack,
+    ) -> None:
+        self.beamline = beamline
+        self.directory = directory
+        self.RE = RE
+        self.devices = devices
+        self.catalog = catalog
+        self.log = log
+        self.twin = twin
+        self._stack = stack
+
+    def run(self, plan: Generator, progress: Progress | None = None, **metadata: Any) -> Any:
+        """Run `plan` to its end and return what it returns.
+
+        Raises
+        ------
+        PlanInterrupted
+            When the operator pressed Ctrl-C: the plan is aborted, which runs its safe-state clean-up.
+        """
+        from bluesky.utils import RunEngineInterrupted
+
+        subscriptions = [RunProgress(progress)] if progress else []
+        try:
+            return self.RE(plan, subscriptions, **metadata).plan_result
+        except RunEngineInterrupted:
+            if self.RE.state != "idle":
+                self.RE.abort("interrupted by the operator")
+            raise PlanInterrupted("stopped by the operator; shutter closed, detector disarmed") from None
+
+    def flush(self, timeout_s: float = 60.0) -> None:
+        """Wait until every document so far is in the catalogue."""
+        self.catalog.flush(timeout_s)
+
+    def close(self) -> None:
+        """Store what is pending, then stop everything this session started."""
+        self._stack.close()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        where = "simulated" if self.twin else "live"
+        return f"Session({self.beamline.name}, {where}, data in {self.directory})"
+
+
+def open_session(
+    beamline: str | Path | Beamline = "sim-id01",
+    directory: str | Path = "bcmi-data",
+    *,
+    simulate: str | Path | Preset | None = None,
+    time_scale: float | None = None,
+    connect_timeout_s: float = 15.0,
+) -> Session:
+    """Wire one beamline and return it ready to run plans.
+
+    Parameters
+    ----------
+    beamline : str, path or Beamline
+        Name of a shipped configuration, a TOML file, or one already loaded.
+    directory : path
+        Where the catalogue, the document log and, for the simulated beamline, the frames are kept.
+    simulate : str, path or Preset, optional
+        Start the simulated beamline with this preset and stop it with the session.
+    time_scale : float, optional
+        Wall-clock seconds per beamline second of the simulated beamline; the preset's where absent.
+    connect_timeout_s : float
+        How long devices may take to answer, s.
+
+    Raises
+    ------
+    ConfigError
+        When a configuration cannot be used.
+    ConnectionError
+        One error that lists every device that did not answer, with its process variables.
+    """
+    source = beamline
+    beamline = beamline if isinstance(beamline, Beamline) else load_beamline(beamline)
+    directory = Path(directory).absolute()
+    directory.mkdir(parents=True, exist_ok=True)
+    stack = ExitStack()
+    try:
+        return _wire(source, beamline, directory, simulate, time_scale, connect_timeout_s, stack)
+    except BaseException:
+        stack.close()
+        raise
+
+
+def _wire(source, beamline, directory, simulate, time_scale, connect_timeout_s, stack) -> Session:
+    twin = None
+    if simulate is not None:
+        from bcmi_beamline.sim.launch import SimulatedBeamline, claim_ports
+
+        preset = simulate if isinstance(simulate, Preset) else load_preset(simulate)
+        if "EPICS_CA_SERVER_PORT" not in os.environ:
+            claim_ports()
+        frames = directory / "frames"
+        frames.mkdir(exist_ok=True)
+        twin = stack.enter_context(
+            SimulatedBeamline(preset, beamline=source, data_dir=frames, time_scale=time_scale)
+        )
+
+    from bluesky import RunEngine
+    from bluesky.utils import PersistentDict
+
+    from bcmi_beamline.data import DocumentLog, open_catalog
+    from bcmi_beamline.devices import connect, make_devices
+
+    devices = make_devices(beamline)
+    connect(devices, connect_timeout_s)
+    readable = [directory / "frames"] if twin else [Path("/")]
+    catalog = stack.enter_context(open_catalog(directory / "catalog", readable=readable))
+
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    options = {} if in_main_thread else {"context_managers": []}
+    RE = RunEngine(PersistentDict(str(directory / "metadata")), call_returns_result=True, **options)
+    RE.md["beamline"] = beamline.name
+    log = DocumentLog(directory / "documents")
+    RE.subscribe(log)  # first: what is on disk can always be replayed
+    RE.subscribe(catalog.writer)
+    return Session(beamline, directory, RE, devices, catalog, log, twin, stack)
+
+
+def session_from_environment() -> Session:
+    """Open the session that the environment describes; what the startup files and the queue server call.
+
+    ``BCMI_BEAMLINE`` names the configuration (default ``sim-id01``), ``BCMI_DIRECTORY`` the data folder
+    (default ``bcmi-data``), and ``BCMI_SIM`` a preset: then the simulated beamline is started with the
+    session.
+    """
+    return open_session(
+        os.environ.get("BCMI_BEAMLINE", "sim-id01"),
+        os.environ.get("BCMI_DIRECTORY", "bcmi-data"),
+        simulate=os.environ.get("BCMI_SIM") or None,
+    )
+
+
+def list_plans() -> dict[str, Callable[..., Generator]]:
+    """Every plan that takes the beamline's devices first, by name."""
+    from bcmi_beamline import plans
+
+    found = {}
+    for name in plans.__all__:
+        plan = getattr(plans, name)
+        if inspect.isgeneratorfunction(plan) and next(iter(inspect.signature(plan).parameters)) == "devices":
+            found[name] = plan
+    return found
+
+
+def bind_plans(devices: Devices) -> dict[str, Callable[..., Generator]]:
+    """Every plan of the package with `devices` filled in, as one types it at the prompt."""
+
+    def bind(plan: Callable[..., Generator]) -> Callable[..., Generator]:
+        @functools.wraps(plan)
+        def bound(*args: Any, **kwargs: Any) -> Generator:
+            return (yield from plan(devices, *args, **kwargs))
+
+        signature = inspect.signature(plan)
+        without = [p for name, p in signature.parameters.items() if name != "devices"]
+        bound.__signature__ = signature.replace(parameters=without)  # pyright: ignore[reportAttributeAccessIssue]
+        return bound
+
+    return {name: bind(plan) for name, plan in list_plans().items()}

@@ -1,0 +1,8 @@
+"""Every plan of the package with the devices filled in, and bluesky's own."""
+
+import bluesky.plan_stubs as bps  # noqa: F401
+import bluesky.plans as bp  # noqa: F401
+
+from bcmi_beamline.session import bind_plans
+
+globals().update(bind_plans(devices))
