@@ -1,0 +1,324 @@
+"""What a scan says: fits that return a number with its uncertainty, or refuse with the reason.
+
+Nothing moves on a fit that is not clearly better than no feature at all: every function raises `PoorFit`
+instead of returning a number it does not believe.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import lmfit
+import numpy as np
+from scipy import ndimage, special, stats
+
+SIGNIFICANCE = 1e-4
+"""Largest chance probability (F-test against a featureless curve) at which a feature is believed."""
+
+
+class PoorFit(RuntimeError):
+    """A curve from which nothing may be concluded; the message says what was found and what was wanted."""
+
+
+@dataclass(frozen=True)
+class SharpnessFit:
+    """Lorentzian ``background + amplitude / (1 + ((a - angle) / half_width)**2)`` over tilt angles."""
+
+    angle_deg: float
+    angle_error_deg: float
+    half_width_deg: float
+    amplitude: float
+    background: float
+    chance: float
+    """Probability that a featureless curve fits this much better by chance."""
+
+
+@dataclass(frozen=True)
+class PeakFit:
+    """Maximum of a rocking curve and how it lies."""
+
+    peak_deg: float
+    """Vertex of a parabola through the measured points around the maximum of the smoothed curve."""
+    peak_error_deg: float
+    centroid_deg: float
+    """Centre of mass above background: unlike the maximum it moves with a second peak."""
+    centroid_error_deg: float
+    fwhm_deg: float
+    """Width of the region above half maximum."""
+    height: float
+    background: float
+
+
+@dataclass(frozen=True)
+class EdgeFit:
+    """Error function ``low + step (1 + erf((x - position) / (sqrt(2) width))) / 2``."""
+
+    position: float
+    position_error: float
+    width: float
+    """Standard deviation of the blur, unit of the scan."""
+    step: float
+
+
+@dataclass(frozen=True)
+class LineFit:
+    """Straight line; for a z-walk the slope is the tangent of the tilt."""
+
+    slope: float
+    slope_error: float
+    offset: float
+
+    @property
+    def angle_deg(self) -> float:
+        """Angle whose tangent is the slope, degrees."""
+        return math.degrees(math.atan(self.slope))
+
+    @property
+    def angle_error_deg(self) -> float:
+        """Standard uncertainty of `angle_deg`."""
+        return math.degrees(self.slope_error / (1 + self.slope**2))
+
+    def __call__(self, x: float) -> float:
+        """Value of the line at `x`."""
+        return self.offset + self.slope * x
+
+
+def _checked(what: str, x: np.ndarray, y: np.ndarray, least: int) -> tuple[np.ndarray, np.ndarray]:
+    """Finite points sorted by x, at least `least` of them."""
+    x, y = np.asarray(x, float), np.asarray(y, float)
+    if x.shape != y.shape or x.ndim != 1:
+        raise ValueError(f"{what}: positions {x.shape} and signal {y.shape} must be equally long vectors")
+    good = np.isfinite(x) & np.isfinite(y)
+    if good.sum() < least:
+        raise PoorFit(f"{what}: {good.sum()} good points, at least {least} are needed")
+    order = np.argsort(x[good])
+    return x[good][order], y[good][order]
+
+
+def _fit(
+    what: str, function: Callable, x: np.ndarray, y: np.ndarray, parameters: lmfit.Parameters
+) -> lmfit.model.ModelResult:
+    """Least squares with uncertainties scaled to the scatter; refuses where the matrix is singular."""
+    result = lmfit.Model(function).fit(y, parameters, x=x, scale_covar=True)
+    if not result.success or any(
+        p.vary and (p.stderr is None or not np.isfinite(p.stderr)) for p in result.params.values()
+    ):
+        raise PoorFit(f"{what}: the fit did not settle; there may be no feature in the scanned range")
+    return result
+
+
+def _chance(y: np.ndarray, plain: np.ndarray, residual: np.ndarray, added: int, parameters: int) -> float:
+    """F-test: probability that `added` parameters improve on the residuals `plain` as much by chance."""
+    free = len(y) - parameters
+    gain = (np.sum(plain**2) - np.sum(residual**2)) / added
+    scatter = max(np.sum(residual**2) / free, np.finfo(float).eps * np.sum(y**2) / free)
+    return float(stats.f.sf(gain / scatter, added, free)) if gain > 0 else 1.0
+
+
+def _lorentzian(x, background, amplitude, centre, half_width):
+    return background + amplitude / (1 + ((x - centre) / half_width) ** 2)
+
+
+def fit_sharpness(angles_deg: np.ndarray, sharpness: np.ndarray) -> SharpnessFit:
+    """Angle at which the modulator is perpendicular, from the sharpness of its walls.
+
+    A tilt smears the side walls of the pattern and the scattering far out across them falls, equally to
+    either side.
+
+    Parameters
+    ----------
+    angles_deg : ndarray, (K,)
+        Tilt readings.
+    sharpness : ndarray, (K,) or (P, K)
+        High-q fraction; rows are averaged.
+
+    Raises
+    ------
+    PoorFit
+        With fewer than seven points, a maximum within one step of the ends of the scan, a chance
+        probability above `SIGNIFICANCE` against a straight line, or an uncertainty above a tenth of the
+        range.
+    """
+    what = "sharpness"
+    a, s = _checked(what, angles_deg, np.atleast_2d(sharpness).mean(axis=0), least=7)
+    span, step = np.ptp(a), np.median(np.diff(a))
+    smooth = ndimage.gaussian_filter1d(s, 1.0, mode="nearest")
+    parameters = lmfit.Parameters()
+    parameters.add("background", value=float(s.min()))
+    parameters.add("amplitude", value=float(np.ptp(smooth)) or 1.0, min=0)
+    parameters.add("centre", value=float(a[np.argmax(smooth)]), min=a[0] - span / 2, max=a[-1] + span / 2)
+    parameters.add("half_width", value=span / 4, min=step / 2, max=3 * span)
+    result = _fit(what, _lorentzian, a, s, parameters)
+    best = result.params
+    centre, error = float(best["centre"].value), float(best["centre"].stderr)
+    line = np.polynomial.Polynomial.fit(a, s, 1)(a)
+    chance = _chance(s, s - line, s - result.best_fit, added=2, parameters=4)
+    if chance > SIGNIFICANCE:
+        raise PoorFit(
+            f"{what}: no maximum between {a[0]:.2f} and {a[-1]:.2f} deg "
+            f"(chance probability {chance:.2g}, wanted below {SIGNIFICANCE:g})"
+        )
+    if not a[0] + step <= centre <= a[-1] - step:
+        raise PoorFit(
+            f"{what}: maximum at {centre:.2f} +- {error:.2f} deg lies at the end of the scan "
+            f"{a[0]:.2f} to {a[-1]:.2f} deg; scan around it"
+        )
+    if error > span / 10:
+        raise PoorFit(f"{what}: maximum {centre:.2f} +- {error:.2f} deg is too uncertain for a move")
+    return SharpnessFit(
+        angle_deg=centre,
+        angle_error_deg=error,
+        half_width_deg=float(best["half_width"].value),
+        amplitude=float(best["amplitude"].value),
+        background=float(best["background"].value),
+        chance=chance,
+    )
+
+
+def find_peak(angles_deg: np.ndarray, counts: np.ndarray) -> PeakFit:
+    """Maximum of a rocking curve of photon counts; a split or skew peak does not upset it.
+
+    The curve is smoothed over a quarter of its width, and a parabola through the points around the highest
+    place, weighted by counting statistics, gives the maximum and its uncertainty (scaled up where the
+    scatter exceeds the statistics).
+
+    Parameters
+    ----------
+    angles_deg, counts : ndarray, (K,)
+
+    Raises
+    ------
+    PoorFit
+        With fewer than five points, a peak that does not stand out of the background, or a maximum at the
+        end of the scan.
+    """
+    what = "rocking curve"
+    a, n = _checked(what, angles_deg, counts, least=5)
+    step = float(np.median(np.diff(a)))
+    background = float(np.mean(np.sort(n)[: max(2, len(n) // 5)]))
+    above = np.clip(n - background, 0, None)
+    light_smoothing = ndimage.gaussian_filter1d(above, 0.8, mode="nearest")
+    width = max(float((light_smoothing > light_smoothing.max() / 2).sum()), 2.0)
+    smooth = ndimage.gaussian_filter1d(above, width / 8, mode="nearest")
+    top = int(np.argmax(smooth))
+    noise = max(math.sqrt(max(background, 1.0)), float(np.std(np.diff(np.sort(n)[: max(3, len(n) // 3)]))))
+    if smooth[top] < 7 * noise:
+        raise PoorFit(
+            f"{what}: highest point {n[top]:.0f} counts on a background of {background:.0f}: no peak between "
+            f"{a[0]:.4f} and {a[-1]:.4f} deg"
+        )
+    if top in (0, len(a) - 1):
+        raise PoorFit(f"{what}: still rising at the end of the scan, {a[top]:.4f} deg; scan around it")
+    reach = max(2, round(width / 4))
+    near = slice(max(0, top - reach), top + reach + 1)
+    vertex, error = _parabola_vertex(a[near], n[near])
+    if vertex is None or not a[near][0] <= vertex <= a[near][-1]:
+        vertex, error = float(a[top]), step * reach / math.sqrt(3)
+    total = above.sum()
+    centroid = float((a * above).sum() / total)
+    variance = np.clip(n, 1, None)
+    return PeakFit(
+        peak_deg=vertex,
+        peak_error_deg=error,
+        centroid_deg=centroid,
+        centroid_error_deg=float(np.sqrt(((a - centroid) ** 2 * variance).sum()) / total),
+        fwhm_deg=_width_at_half(a, smooth),
+        height=float(smooth[top]),
+        background=background,
+    )
+
+
+def _parabola_vertex(x: np.ndarray, counts: np.ndarray) -> tuple[float | None, float]:
+    """Vertex of a parabola through counts with Poisson weights, and its uncertainty; None if it opens up."""
+    middle = x.mean()
+    u = x - middle
+    weights = 1 / np.sqrt(np.clip(counts, 1, None))
+    design = np.stack([np.ones_like(u), u, u**2], axis=1)
+    coefficients, *_ = np.linalg.lstsq(design * weights[:, None], counts * weights, rcond=None)
+    _, b, c = coefficients
+    if c >= 0:
+        return None, math.inf
+    residual = (counts - design @ coefficients) * weights
+    scale = max(1.0, float(residual @ residual) / max(1, len(x) - 3))
+    covariance = np.linalg.inv((design * weights[:, None] ** 2).T @ design) * scale
+    gradient = np.array([0, -1 / (2 * c), b / (2 * c**2)])
+    return float(middle - b / (2 * c)), float(np.sqrt(gradient @ covariance @ gradient))
+
+
+def _width_at_half(x: np.ndarray, y: np.ndarray) -> float:
+    """Distance between the outermost crossings of half maximum, by linear interpolation."""
+    half = y.max() / 2
+    above = np.flatnonzero(y >= half)
+    first, last = above[0], above[-1]
+    left, right = x[first], x[last]
+    if first > 0:
+        left -= (x[first] - x[first - 1]) * (y[first] - half) / (y[first] - y[first - 1])
+    if last < len(x) - 1:
+        right += (x[last + 1] - x[last]) * (y[last] - half) / (y[last] - y[last + 1])
+    return float(right - left)
+
+
+def _edge(x, low, step, position, width):
+    return low + step * (1 + special.erf((x - position) / (math.sqrt(2) * width))) / 2
+
+
+def fit_edge(positions: np.ndarray, signal: np.ndarray) -> EdgeFit:
+    """Position of one edge, rising or falling, seen through a beam of finite width.
+
+    Raises
+    ------
+    PoorFit
+        With fewer than six points, no significant step, or an edge outside the scanned range.
+    """
+    what = "edge"
+    x, y = _checked(what, positions, signal, least=6)
+    span, step = np.ptp(x), float(np.median(np.diff(x)))
+    contrast = [y[k:].mean() - y[:k].mean() for k in range(1, len(y))]
+    weight = np.array([k * (len(y) - k) for k in range(1, len(y))])
+    cut = int(np.argmax(np.abs(contrast) * np.sqrt(weight)))
+    parameters = lmfit.Parameters()
+    parameters.add("low", value=float(y[: cut + 1].mean()))
+    parameters.add("step", value=float(contrast[cut]))
+    parameters.add("position", value=float((x[cut] + x[cut + 1]) / 2), min=x[0] - span, max=x[-1] + span)
+    parameters.add("width", value=step, min=step / 20, max=span)
+    # An edge sharper than the steps leaves its width open; only the position matters then.
+    result = lmfit.Model(_edge).fit(y, parameters, x=x, scale_covar=True)
+    best = result.params
+    position = float(best["position"].value)
+    chance = _chance(y, y - y.mean(), y - result.best_fit, added=3, parameters=4)
+    if chance > SIGNIFICANCE or not x[0] < position < x[-1]:
+        raise PoorFit(
+            f"{what}: none between {x[0]:.1f} and {x[-1]:.1f} (best at {position:.1f}, chance probability "
+            f"{chance:.2g}, wanted below {SIGNIFICANCE:g})"
+        )
+    error = best["position"].stderr
+    return EdgeFit(
+        position=position,
+        position_error=float(error) if error and np.isfinite(error) else step / math.sqrt(12),
+        width=float(best["width"].value),
+        step=float(best["step"].value),
+    )
+
+
+def fit_line(x: np.ndarray, y: np.ndarray, errors: np.ndarray | None = None) -> LineFit:
+    """Weighted straight line through three or more points.
+
+    With `errors` given the uncertainty is the larger of the one they imply and the one the scatter shows.
+
+    Raises
+    ------
+    PoorFit
+        With fewer than three points, or all at one x.
+    """
+    weights = np.ones(len(x)) if errors is None else 1 / np.asarray(errors, float)[np.argsort(x)]
+    x, y = _checked("line", x, y, least=3)
+    if np.ptp(x) == 0:
+        raise PoorFit("line: all points lie at one position")
+    if len(weights) != len(x):
+        raise PoorFit("line: some points are not finite")
+    design = np.stack([np.ones_like(x), x], axis=1) * weights[:, None]
+    (offset, slope), *_ = np.linalg.lstsq(design, y * weights, rcond=None)
+    residual = (y - offset - slope * x) * weights
+    scatter = float(residual @ residual) / (len(x) - 2)
+    variance = np.linalg.inv(design.T @ design)[1, 1] * (scatter if errors is None else max(1.0, scatter))
+    return LineFit(slope=float(slope), slope_error=float(np.sqrt(variance)), offset=float(offset))
