@@ -1,1 +1,32 @@
-"""Ophyd devices: hardware facts and safe states."""
+"""The beamline's devices over Channel Access (ophyd, pyepics): motion, detector, beam.
+
+`make_devices` builds everything a `Beamline` configuration describes and `connect` waits for it. A device
+cannot tell a simulated beamline from a real one. What must never happen, a modulator driven into the
+crystal or swept out of the diffracted beam, is refused here, where neither a plan nor an interactive
+``mv`` gets round it.
+"""
+
+from bcmi_beamline.devices.beam import Monitor, Shutter
+from bcmi_beamline.devices.build import Devices, NotConnectedError, SampleStage, connect, make_devices
+from bcmi_beamline.devices.diffractometer import Diffractometer, nominal_setting
+from bcmi_beamline.devices.eiger import Eiger, EigerError, EigerPlan
+from bcmi_beamline.devices.motor import Motor, MoveError
+from bcmi_beamline.devices.nanogoniometer import Nanogoniometer
+
+__all__ = [
+    "Devices",
+    "Diffractometer",
+    "Eiger",
+    "EigerError",
+    "EigerPlan",
+    "Monitor",
+    "Motor",
+    "MoveError",
+    "Nanogoniometer",
+    "NotConnectedError",
+    "SampleStage",
+    "Shutter",
+    "connect",
+    "make_devices",
+    "nominal_setting",
+]

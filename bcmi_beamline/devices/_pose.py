@@ -1,0 +1,126 @@
+"""Where the modulator is, from what the nanogoniometer reads: pure functions, no EPICS.
+
+A point at stage coordinates p stands at ``R (p + t - c) + c``: t the translations (x, y, z), c the pivot,
+``R = R_y(mphi) R_x(mchi)``, all in micrometres in the frame (x', y', z') whose origin lies on the beam axis
+`distance_at_z0_um` behind the crystal. The membrane is the plane p_z = 0, its centre p = 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from bcmi_beamline.geometry import rotation_matrix
+
+AXES = ("x", "y", "z", "mchi", "mphi")
+"""Nanogoniometer axes: translations in um, tilts in deg."""
+
+
+def tilt_matrix(mchi: float, mphi: float) -> np.ndarray:
+    """``R_y(mphi) R_x(mchi)`` of tilts in degrees, shape (3, 3)."""
+    return rotation_matrix("y", np.deg2rad(mphi)) @ rotation_matrix("x", np.deg2rad(mchi))
+
+
+def position(point, translation, mchi: float, mphi: float, pivot) -> np.ndarray:
+    """Where a point of the stage stands, um, shape (3,): ``R (p + t - c) + c``."""
+    pivot = np.asarray(pivot, float)
+    return (
+        tilt_matrix(mchi, mphi) @ (np.asarray(point, float) + np.asarray(translation, float) - pivot) + pivot
+    )
+
+
+def beam_on_membrane(translation, mchi: float, mphi: float, pivot) -> tuple[np.ndarray, float]:
+    """Spot of the membrane that the diffracted beam passes through.
+
+    Returns
+    -------
+    spot : ndarray, shape (3,)
+        Its stage coordinates, um; the last is 0, the membrane.
+    z : float
+        Its place on the beam axis, um from the frame's origin.
+
+    Raises
+    ------
+    ValueError
+        When the membrane is edge-on to the beam.
+    """
+    t, c = np.asarray(translation, float), np.asarray(pivot, float)
+    turn = tilt_matrix(mchi, mphi)
+    normal = turn[:, 2]
+    if normal[2] <= 0:
+        raise ValueError(f"the membrane is edge-on to the beam at mchi {mchi:g}, mphi {mphi:g} deg")
+    z = float((t[2] - c[2] + c @ normal) / normal[2])
+    spot = turn.T @ (np.array([0, 0, z]) - c) + c - t
+    spot[2] = 0.0
+    return spot, z
+
+
+def distance_along_beam(
+    translation, mchi: float, mphi: float, pivot, distance_at_z0_um: float = 0.0
+) -> float:
+    """Crystal to membrane along the diffracted beam (d1), um."""
+    return beam_on_membrane(translation, mchi, mphi, pivot)[1] + distance_at_z0_um
+
+
+def pivot_compensation(
+    mchi: float,
+    mphi: float,
+    x: float,
+    y: float,
+    z: float,
+    pivot,
+    from_tilt: tuple[float, float] = (0.0, 0.0),
+) -> tuple[float, float, float]:
+    """Translations that keep the modulator's spot in the beam, at its distance, when tilted.
+
+    Parameters
+    ----------
+    mchi, mphi : float
+        Tilts to go to, deg.
+    x, y, z : float
+        Translations at the tilts `from_tilt`, um.
+    pivot : array_like, shape (3,)
+        Point about which the tilts turn, um.
+    from_tilt : tuple of float, optional
+        (mchi, mphi) at which `x`, `y`, `z` hold, deg.
+
+    Returns
+    -------
+    tuple of float
+        x, y, z at the new tilts, um: ``t + (R1^T - R0^T)(b - c)``, b the beam's point on the membrane.
+    """
+    c = np.asarray(pivot, float)
+    _, height = beam_on_membrane((x, y, z), *from_tilt, c)
+    lever = np.array([0, 0, height]) - c
+    x, y, z = np.array([x, y, z]) + (tilt_matrix(mchi, mphi).T - tilt_matrix(*from_tilt).T) @ lever
+    return float(x), float(y), float(z)
+
+
+def clearance(z, mchi, mphi, pivot, distance_at_z0_um: float = 0.0):
+    """Shortest distance from the crystal to the plane of the membrane, um (broadcasts; tilts in deg).
+
+    The membrane is taken as boundless, so a clearance kept is kept wherever x and y are.
+    """
+    chi, phi = np.deg2rad(mchi), np.deg2rad(mphi)
+    cx, cy, cz = pivot
+    along_normal = cx * np.sin(phi) * np.cos(chi) - cy * np.sin(chi)
+    along_normal = along_normal + (cz + distance_at_z0_um) * np.cos(phi) * np.cos(chi)
+    return z - cz + along_normal
+
+
+def least_clearance(
+    z: Sequence[float],
+    mchi: Sequence[float],
+    mphi: Sequence[float],
+    pivot,
+    distance_at_z0_um: float = 0.0,
+) -> float:
+    """Least `clearance` of any pose between the extremes given of each axis, um.
+
+    Axes that move together may pass through any such pose. Clearance rises with z alone; the tilts are
+    searched in 17 steps each, which over 16 deg misses less than 1e-4 of the distance to the pivot.
+    """
+    chi = np.linspace(min(mchi), max(mchi), 17)[:, None]
+    phi = np.linspace(min(mphi), max(mphi), 17)[None, :]
+    return float(np.min(clearance(min(z), chi, phi, pivot, distance_at_z0_um)))

@@ -1,0 +1,60 @@
+"""What makes and measures the beam: shutter, flux monitor."""
+
+from __future__ import annotations
+
+from ophyd import Component as Cpt
+from ophyd import Device, EpicsSignal, EpicsSignalRO
+from ophyd.status import SubscriptionStatus
+
+SHUTTER_TIMEOUT_S = 10.0
+
+_STATES = {"open": 1, "1": 1, "true": 1, "closed": 0, "close": 0, "0": 0, "false": 0}
+
+
+class Shutter(Device):
+    """Fast shutter: set it to 1, ``"open"``, 0 or ``"closed"``; reads 1 when open."""
+
+    state = Cpt(EpicsSignal, "", kind="hinted", auto_monitor=True)
+
+    def __init__(self, prefix: str, *, name: str, **kwargs) -> None:
+        super().__init__(prefix, name=name, **kwargs)
+        self.state.name = name
+
+    def check_value(self, value) -> int:
+        """1 for open, 0 for closed.
+
+        Raises
+        ------
+        ValueError
+            For anything else.
+        """
+        wanted = _STATES.get(str(int(value) if isinstance(value, (bool, float)) else value).lower())
+        if wanted is None:
+            raise ValueError(f"{self.name}: set it to 'open' or 'closed' (1 or 0), not {value!r}")
+        return wanted
+
+    def set(self, value) -> SubscriptionStatus:
+        """Open or close; done when the shutter reports it, within 10 s."""
+        wanted = self.check_value(value)
+
+        def arrived(*, value, **_):
+            return int(value) == wanted
+
+        self.state.put(wanted, wait=False)
+        return SubscriptionStatus(self.state, arrived, timeout=SHUTTER_TIMEOUT_S, settle_time=0)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the shutter reports that it is open."""
+        return bool(self.state.get())
+
+    def __repr__(self) -> str:
+        if not self.connected:
+            return f"{self.name}: not connected ({self.prefix})"
+        return f"{self.name}: {'open' if self.is_open else 'closed'}"
+
+
+class Monitor(Device):
+    """Incident beam monitor, photons per second."""
+
+    flux = Cpt(EpicsSignalRO, "", kind="hinted")
