@@ -17,22 +17,22 @@ WORKERS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 
 
 def fft2(a: np.ndarray, *, overwrite: bool = False) -> np.ndarray:
     """Unitary forward transform over the last two axes: real space to detector."""
-    return _fft.fft2(a, norm="ortho", workers=WORKERS, overwrite_x=overwrite)
+    return np.asarray(_fft.fft2(a, norm="ortho", workers=WORKERS, overwrite_x=overwrite))
 
 
 def ifft2(a: np.ndarray, *, overwrite: bool = False) -> np.ndarray:
     """Unitary inverse of `fft2`: detector to real space."""
-    return _fft.ifft2(a, norm="ortho", workers=WORKERS, overwrite_x=overwrite)
+    return np.asarray(_fft.ifft2(a, norm="ortho", workers=WORKERS, overwrite_x=overwrite))
 
 
 def fftn(a: np.ndarray, *, overwrite: bool = False) -> np.ndarray:
     """Unitary forward transform over all axes."""
-    return _fft.fftn(a, norm="ortho", workers=WORKERS, overwrite_x=overwrite)
+    return np.asarray(_fft.fftn(a, norm="ortho", workers=WORKERS, overwrite_x=overwrite))
 
 
 def ifftn(a: np.ndarray, *, overwrite: bool = False) -> np.ndarray:
     """Unitary inverse of `fftn`."""
-    return _fft.ifftn(a, norm="ortho", workers=WORKERS, overwrite_x=overwrite)
+    return np.asarray(_fft.ifftn(a, norm="ortho", workers=WORKERS, overwrite_x=overwrite))
 
 
 def to_corner(a: np.ndarray, axes: tuple[int, ...] = (-2, -1)) -> np.ndarray:
