@@ -121,8 +121,8 @@ class FrameReader:
                 problem = "does not exist" if not path.exists() else f"cannot be read ({error})"
             if time.monotonic() > deadline:
                 raise OSError(
-                    f"frame {row} of {path} did not appear within {VISIBLE_WITHIN_S:g} s, the file {problem}: "
-                    "FilePath must be a folder that the detector writes and this machine reads"
+                    f"frame {row} of {path} did not appear within {VISIBLE_WITHIN_S:g} s, the file {problem}"
+                    ": FilePath must be a folder that the detector writes and this machine reads"
                 )
             time.sleep(0.02)
 

@@ -24,10 +24,8 @@ def tilt_matrix(mchi: float, mphi: float) -> np.ndarray:
 
 def position(point, translation, mchi: float, mphi: float, pivot) -> np.ndarray:
     """Where a point of the stage stands, um, shape (3,): ``R (p + t - c) + c``."""
-    pivot = np.asarray(pivot, float)
-    return (
-        tilt_matrix(mchi, mphi) @ (np.asarray(point, float) + np.asarray(translation, float) - pivot) + pivot
-    )
+    p, t, c = (np.asarray(vector, float) for vector in (point, translation, pivot))
+    return tilt_matrix(mchi, mphi) @ (p + t - c) + c
 
 
 def beam_on_membrane(translation, mchi: float, mphi: float, pivot) -> tuple[np.ndarray, float]:

@@ -97,17 +97,14 @@ def _signals(device) -> Iterator:
 
 def _silent_pvs(device) -> list[str]:
     """Process variables of a device that are not connected."""
-    silent = []
-    for signal in _signals(device):
-        if not signal.connected:
-            silent += [
-                pv.pvname for pv in (signal._read_pv, getattr(signal, "_write_pv", None)) if _is_down(pv)
-            ]
-    return list(dict.fromkeys(silent))
-
-
-def _is_down(pv) -> bool:
-    return pv is not None and not pv.connected
+    pvs = [
+        pv
+        for signal in _signals(device)
+        if not signal.connected
+        for pv in (signal._read_pv, getattr(signal, "_write_pv", None))
+        if pv is not None and not pv.connected
+    ]
+    return list(dict.fromkeys(pv.pvname for pv in pvs))
 
 
 def connect(devices: Devices, timeout: float = 5.0) -> Devices:

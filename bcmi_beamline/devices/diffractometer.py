@@ -12,7 +12,7 @@ from bcmi_beamline.config import Beamline
 from bcmi_beamline.devices.motor import Motor
 from bcmi_beamline.devices.nanogoniometer import Nanogoniometer
 
-CIRCLES = ("mu", "eta", "phi", "nu", "delta")
+CIRCLES: tuple[str, ...] = ("mu", "eta", "phi", "nu", "delta")
 CARRIES_MODULATOR = ("mu", "eta")
 """The nanogoniometer rides on eta, eta on mu."""
 
@@ -100,14 +100,14 @@ class Diffractometer(Device):
         if circle == self.rocking_circle and circle in CARRIES_MODULATOR and step > motor.axis.tolerance:
             sweep = math.radians(step) * self.nanogoniometer.distance_um()
             raise LimitError(
-                f"{motor.name}: {circle} carries the modulator, and rocking it by {step:.4g} deg would sweep the "
-                f"modulator {sweep:.2f} um through the beam: take the modulator out first"
+                f"{motor.name}: {circle} carries the modulator; rocking it by {step:.4g} deg would sweep it "
+                f"{sweep:.2f} um through the beam: take the modulator out first"
             )
         nominal, cone = self.nominal_deg[circle], self.config.modulator_cone_deg
         if abs(position - nominal) > cone:
             raise LimitError(
-                f"{motor.name}: {position:g} deg lies outside [{nominal - cone:.4g}, {nominal + cone:.4g}], the "
-                "Bragg setting allowed with the modulator in: take the modulator out first"
+                f"{motor.name}: {position:g} deg lies outside [{nominal - cone:.4g}, {nominal + cone:.4g}], "
+                "the Bragg setting allowed with the modulator in: take the modulator out first"
             )
 
     def __repr__(self) -> str:

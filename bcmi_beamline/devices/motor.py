@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from threading import Lock
+from threading import RLock
 
 from ophyd import Component as Cpt
-from ophyd import EpicsMotor, EpicsSignal
+from ophyd import EpicsMotor, EpicsSignal, EpicsSignalRO
 from ophyd.status import MoveStatus
 from ophyd.utils import LimitError
 
@@ -25,6 +25,7 @@ class Setpoint(EpicsSignal):
 
     def check_value(self, value) -> None:
         """Ask the motor."""
+        assert isinstance(self.parent, Motor)
         self.parent.check_value(value)
 
 
@@ -50,18 +51,26 @@ class Motor(EpicsMotor):
 
     user_setpoint = Cpt(Setpoint, ".VAL", limits=True, auto_monitor=True)
 
+    limit_violation = Cpt(EpicsSignalRO, ".LVIO", kind="omitted", auto_monitor=True)
+
     def __init__(self, prefix: str = "", *, axis: AxisConfig | None = None, parent=None, **kwargs) -> None:
-        self.axis: AxisConfig = axis or getattr(parent.config, kwargs["attr_name"])
+        self.axis: AxisConfig = axis or getattr(parent.config, kwargs["attr_name"])  # type: ignore[union-attr]
         self._status: MoveStatus | None = None
-        self._status_lock = Lock()
-        self._stopped = False
+        self._next: MoveStatus | None = None
+        self._halting = False
+        self._status_lock = RLock()
         super().__init__(prefix, parent=parent, **kwargs)
 
-    # -- limits -----------------------------------------------------------------------------------
+    # -- where it is, where it may go -------------------------------------------------------------
+    @property
+    def position(self) -> float:
+        """Readback, in the axis' unit."""
+        return float(super().position)  # pyright: ignore[reportArgumentType]
+
     @property
     def limits(self) -> tuple[float, float]:
         """Tighter of the configured limits and the record's (none when its LLM is not below its HLM)."""
-        low, high = self.low_limit_travel.get(), self.high_limit_travel.get()
+        low, high = _number(self.low_limit_travel), _number(self.high_limit_travel)
         if not low < high:
             return self.axis.low, self.axis.high
         return max(low, self.axis.low), min(high, self.axis.high)
@@ -86,17 +95,15 @@ class Motor(EpicsMotor):
     @property
     def span(self) -> tuple[float, float]:
         """Extremes between which the axis is or is about to be: readback, setpoint, target of the move."""
-        places = [self.position, self.user_setpoint.get()]
-        move = self._status
-        if move is not None:
-            places.append(move.target)
+        places = [self.position, _number(self.user_setpoint)]
+        places += [move.target for move in (self._status, self._next) if move is not None]
         return min(places), max(places)
 
     # -- motion -----------------------------------------------------------------------------------
     def move_timeout(self, pos: float) -> float:
         """Seconds that a move to `pos` may take: three times what VELO and ACCL promise, and a floor."""
-        velocity = self.velocity.get() or self.axis.velocity
-        promised = abs(pos - self.position) / abs(velocity) + 2 * abs(self.acceleration.get())
+        velocity = abs(_number(self.velocity)) or self.axis.velocity
+        promised = abs(pos - self.position) / velocity + 2 * abs(_number(self.acceleration))
         return LEAST_TIMEOUT_S + 3 * promised
 
     def move(self, position, wait=True, moved_cb=None, timeout=None) -> MoveStatus:
@@ -116,14 +123,14 @@ class Motor(EpicsMotor):
         status = MoveStatus(self, position, timeout=timeout, settle_time=self._settle_time)
         if moved_cb is not None:
             status.add_callback(lambda status: moved_cb(status, obj=self))
-        self._started_moving = self._stopped = False
-        earlier = self._exchange(status)
+        with self._status_lock:
+            if self._halting:
+                earlier, self._next = self._next, status
+            else:
+                earlier, self._status = self._status, status
+                self._send(position)
         if earlier is not None:
-            _fail(
-                earlier,
-                f"{self.name}: sent to {position:g} {self.axis.unit} before it reached {earlier.target:g}",
-            )
-        self.user_setpoint.put(position, wait=False, force=True)
+            _fail(earlier, f"{self.name}: sent to {position:g} before it reached {earlier.target:g}")
         if wait:
             try:
                 status.wait()
@@ -132,42 +139,53 @@ class Motor(EpicsMotor):
                 raise
         return status
 
-    def stop(self, *, success: bool = False) -> None:
-        """Stop; a move under way ends when the record has come to rest, as a failure unless `success`."""
-        self._stopped = not success
-        if success:
-            move = self._exchange(None)
-            if move is not None:
-                _finish(move)
-        self.motor_stop.put(1, wait=False)
+    def _send(self, position: float) -> None:
+        self._started_moving = False
+        self.user_setpoint.put(position, wait=False, force=True)
 
-    def _exchange(self, status: MoveStatus | None) -> MoveStatus | None:
-        """Put `status` in place of the move under way and return that one if it is not over."""
+    def stop(self, *, success: bool = False) -> None:
+        """Stop; a move under way fails when the record has come to rest, or with `success` ends well at once.
+
+        A move asked for in the meantime begins when the record is at rest.
+        """
         with self._status_lock:
-            earlier, self._status = self._status, status
-        return earlier if earlier is not None and not earlier.done else None
+            move = self._status
+            self._halting = move is not None or self._moving
+            if success:
+                self._status = None
+        if success and move is not None:
+            _finish(move)
+        self.motor_stop.put(1, wait=False)
 
     def _done_moving(self, success=True, timestamp=None, value=None, **kwargs) -> None:
         """End the move under way: the record says that it is at rest."""
         if success:
             self._run_subs(sub_type=self.SUB_DONE, timestamp=timestamp, value=value)
-        move = self._exchange(None)
+        with self._status_lock:
+            move, halted = self._status, self._halting
+            problem = self._problem(move.target, success, halted) if move is not None else None
+            if problem and not halted and not _number(self.motor_done_move, use_monitor=False):
+                return  # what has ended is the move that this one overtook
+            self._status, self._next, self._halting = self._next, None, False
+            if self._status is not None:
+                self._send(self._status.target)
         if move is None:
             return
-        problem = self._problem(move.target, success)
         if problem:
             _fail(move, problem)
         else:
             _finish(move)
 
-    def _problem(self, target: float, success: bool) -> str | None:
+    def _problem(self, target: float, success: bool, halted: bool) -> str | None:
         """Why a move to `target` that has come to rest has failed; None when it has not."""
-        here, unit = self.user_readback.get(), self.axis.unit
+        here, unit = _number(self.user_readback), self.axis.unit
         if abs(here - target) > self.axis.tolerance:
-            here = self.user_readback.get(use_monitor=False)
+            here = _number(self.user_readback, use_monitor=False)
         where = f"{self.name}: at {here:g} {unit}, sent to {target:g} {unit}"
-        if self._stopped:
+        if halted:
             return f"{where}: stopped"
+        if _number(self.limit_violation):
+            return f"{where}: the record refused it (limit or interlock)"
         if abs(here - target) > self.axis.tolerance:
             return f"{where}: ended {abs(here - target):.3g} {unit} short (tolerance {self.axis.tolerance:g})"
         return None if success else f"{where}: a limit switch is on or the record is in alarm"
@@ -178,6 +196,10 @@ class Motor(EpicsMotor):
         low, high = self.limits
         moving = f", moving to {self.user_setpoint.get():g}" if self._moving else ""
         return f"{self.name}: {self.position:.6g} {self.axis.unit}{moving}  [{low:g}, {high:g}]"
+
+
+def _number(signal: EpicsSignalRO | EpicsSignal, **kwargs) -> float:
+    return float(signal.get(**kwargs))  # pyright: ignore[reportArgumentType]
 
 
 def _finish(status: MoveStatus) -> None:

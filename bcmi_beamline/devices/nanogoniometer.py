@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ophyd import Device
 from ophyd import FormattedComponent as FCpt
@@ -12,6 +13,9 @@ from ophyd.utils import LimitError
 from bcmi_beamline.config import NanogoniometerConfig
 from bcmi_beamline.devices import _pose
 from bcmi_beamline.devices.motor import Motor
+
+if TYPE_CHECKING:
+    from bcmi_beamline.devices.diffractometer import Diffractometer
 
 Place = Literal["in", "out", "park"]
 
@@ -38,7 +42,8 @@ class Nanogoniometer(Device):
 
     def __init__(self, prefix: str, *, name: str, config: NanogoniometerConfig, **kwargs) -> None:
         self.config = config
-        self.diffractometer = None
+        self.diffractometer: Diffractometer | None = None
+        """Kept at the Bragg setting while the modulator is inserted; set where both are made."""
         super().__init__(prefix, name=name, **kwargs)
 
     # -- where it is ------------------------------------------------------------------------------
@@ -74,12 +79,12 @@ class Nanogoniometer(Device):
         """Whether the beam meets the membrane nearer to where it does at "in" than to where at "out"."""
         t = self.where()
         spot, _ = _pose.beam_on_membrane((t["x"], t["y"], t["z"]), t["mchi"], t["mphi"], self.config.pivot_um)
-        places = self.config.positions
-        sideways = [
-            sum((-spot[i] - places[place].get(axis, 0.0)) ** 2 for i, axis in enumerate("xy"))
-            for place in ("in", "out")
-        ]
-        return sideways[0] < sideways[1] and not self.is_out()
+        near, far = (self.place(place) for place in ("in", "out"))
+
+        def miss(place: dict[str, float]) -> float:
+            return math.hypot(spot[0] + place.get("x", 0.0), spot[1] + place.get("y", 0.0))
+
+        return miss(near) < miss(far) and not self.is_out()
 
     # -- where it may go --------------------------------------------------------------------------
     def check_move(self, axis: str, position: float) -> None:
@@ -102,7 +107,7 @@ class Nanogoniometer(Device):
             now = self.where()
             if closest < _pose.clearance(now["z"], now["mchi"], now["mphi"], *model) - 1e-3:
                 raise LimitError(self._refusal(axis, position, closest, min(spans["z"]) + missing))
-        if self.diffractometer is not None and self.is_out():
+        if self.is_out():
             self._check_insertion(axis, position)
 
     def _refusal(self, axis: str, position: float, closest: float, z_needed: float) -> str:
@@ -119,7 +124,7 @@ class Nanogoniometer(Device):
     def _check_insertion(self, axis: str, position: float) -> None:
         """Refuse to leave "out" while the circles are away from the Bragg setting."""
         motor: Motor = getattr(self, axis)
-        strays = self.diffractometer.strays()
+        strays = self.diffractometer.strays() if self.diffractometer is not None else []
         if strays and abs(position - motor.position) > 10 * motor.axis.tolerance:
             raise LimitError(
                 f"{self.name}_{axis}: the modulator stays out while {', '.join(strays)}: "
@@ -150,7 +155,7 @@ class Nanogoniometer(Device):
         KeyError
             When the configuration has no such position.
         """
-        return dict(self.config.positions[name])
+        return dict[str, float](self.config.positions[name].items())
 
     def move_order(self, target: Place | Mapping[str, float]) -> list[list]:
         """Arguments for one ``mv`` after another that take the stage to `target` the safe way.
