@@ -1,0 +1,1 @@
+"""The simulated beamline's input-output controller: ``python -m bcmi_beamline.sim.ioc``."""
