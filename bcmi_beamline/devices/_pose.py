@@ -46,7 +46,7 @@ def beam_on_membrane(translation, mchi: float, mphi: float, pivot) -> tuple[np.n
     t, c = np.asarray(translation, float), np.asarray(pivot, float)
     turn = tilt_matrix(mchi, mphi)
     normal = turn[:, 2]
-    if normal[2] <= 0:
+    if normal[2] < 0.01:
         raise ValueError(f"the membrane is edge-on to the beam at mchi {mchi:g}, mphi {mphi:g} deg")
     z = float((t[2] - c[2] + c @ normal) / normal[2])
     spot = turn.T @ (np.array([0, 0, z]) - c) + c - t

@@ -223,7 +223,7 @@ class Eiger(Device):
             (cam.fw_name_pattern, f"bcmi_{uuid.uuid4().hex[:12]}_$id"),
         ]
         if plan.directory is not None:
-            settings.append((cam.file_path, plan.directory))
+            settings.append((cam.file_path, plan.directory.rstrip("/") + "/"))  # as the driver ends it
         for signal, value in settings:
             before = signal.get()
             if before != value:
@@ -327,6 +327,9 @@ class Eiger(Device):
                     f"frame {self._frames}"
                 )
 
+        if self.cam.state.get() == "error":
+            raise self._error(f"frame {self._frames} was not taken")
+
     def _take_note(self) -> None:
         """Read the frame just written, put it in numbers, queue its documents."""
         number, row = divmod(self._frames_in_series, self._images_per_file)
@@ -383,7 +386,7 @@ class Eiger(Device):
             "source": f"PV:{self.cam.prefix}",
             "shape": [self.config.rows, self.config.columns],
             "dtype": "array",
-            "dtype_numpy": "<u4",
+            "dtype_numpy": f"<u{self.config.bit_depth // 8}",
             "external": "STREAM:",
         }
         scalars = {
