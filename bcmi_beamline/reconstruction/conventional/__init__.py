@@ -1,0 +1,6 @@
+"""Conventional Bragg coherent diffraction imaging (BCDI): the method that BCMI is compared with."""
+
+from bcmi_beamline.reconstruction.conventional._prepare import Pattern, prepare
+from bcmi_beamline.reconstruction.conventional._reconstruct import Recipe, reconstruct
+
+__all__ = ["Pattern", "Recipe", "prepare", "reconstruct"]
