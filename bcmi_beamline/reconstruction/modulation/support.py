@@ -1,0 +1,83 @@
+"""Where the crystal can be: in the plane from the calibration's beam, along zeta from the rocking curve."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import ndimage
+
+from bcmi_beamline.reconstruction.modulation.operators import (
+    FrameOperator,
+    RockingOperator,
+    Window,
+    sinc_matrix,
+)
+from bcmi_beamline.scans import Modulator
+
+
+def thickness_from_counts(counts: np.ndarray, kappa: np.ndarray, drop: float = 0.005) -> float:
+    """Longest chord of the crystal along z', m, from the counts of each frame.
+
+    The transform of the counts over kappa is the autocorrelation of the crystal along z', summed over the
+    columns; it ends at the longest chord.
+
+    Parameters
+    ----------
+    counts : ndarray, (J,)
+        Relative to the incident flux.
+    kappa : ndarray, (J,)
+        rad/m.
+    drop : float
+        The end is where it first falls below this part of its value at lag 0.
+    """
+    order = np.argsort(kappa)
+    widths = np.gradient(kappa[order])
+    # a smooth window: else the truncated wings of the rocking curve ring beyond the true end
+    taper = np.cos(np.pi / 2 * np.linspace(-1, 1, len(kappa) + 2)[1:-1]) ** 2
+    lags = np.arange(2 * len(kappa)) * np.pi / (len(kappa) * np.abs(widths).mean()) / 2
+    signal = counts[order] * widths * taper
+    correlation = np.abs(np.exp(1j * np.multiply.outer(lags, kappa[order])) @ signal)
+    below = np.flatnonzero(correlation < drop * correlation[0])
+    return float(lags[below[0]] if len(below) else lags[-1])
+
+
+def beam_at_crystal(modulator: Modulator, operator: FrameOperator) -> np.ndarray:
+    """Carry the calibrated beam back from the modulator to the crystal: the central exit wave, (ny, nx)."""
+    sides = []
+    for n, p, m in zip(modulator.probe.shape[1:], operator.pixel, operator.modulator.shape, strict=True):
+        source = (np.arange(n) - n // 2) * modulator.pixel_size
+        target = (np.arange(m) - m // 2) * p
+        sides.append(np.fft.ifftshift(sinc_matrix(target, source), axes=0))
+    beam = sides[0] @ modulator.probe[0] @ sides[1].T
+    return operator.from_modulator(beam.astype(np.complex64))
+
+
+def window_around(wave: np.ndarray, loose: Window, threshold: float = 0.15, margin: float = 0.35) -> Window:
+    """The smallest even window that holds a wave, given on `loose`, with `margin` of its size all around."""
+    inside = ndimage.gaussian_filter(np.abs(wave), 0.7)
+    inside = inside > threshold * inside.max()
+    shape, centre = [], []
+    for axis in (0, 1):
+        hit = loose.indices(axis)[inside.any(axis=1 - axis)]
+        middle = int(np.rint((hit[0] + hit[-1]) / 2))
+        size = (hit[-1] - hit[0] + 1) * (1 + 2 * margin) + 4
+        shape.append(min(2 * int(np.ceil(size / 2)), loose.shape[axis]))
+        centre.append(middle)
+    return Window((shape[0], shape[1]), (centre[0], centre[1]))
+
+
+def sheared_box(
+    rocking: RockingOperator, n_zeta: int, thickness: float, inside: np.ndarray | None = None
+) -> np.ndarray:
+    """Support ``|z'| <= thickness / 2`` in the sheared frame, (n_zeta, ny, nx) bool."""
+    depth = rocking.zeta(n_zeta)[:, None, None] + rocking.shear_offset
+    box = np.abs(depth) <= thickness / 2
+    return box if inside is None else box & inside
+
+
+def shrink_wrap(image: np.ndarray, region: np.ndarray, threshold: float, smooth: float = 1.0) -> np.ndarray:
+    """Support where the smoothed modulus exceeds `threshold` of its 97th percentile in `region`.
+
+    S. Marchesini et al., Phys. Rev. B 68, 140101(R) (2003). It can grow again, within `region`.
+    """
+    modulus = ndimage.gaussian_filter(np.abs(image), smooth)
+    return region & (modulus > threshold * np.percentile(modulus[region], 97))
