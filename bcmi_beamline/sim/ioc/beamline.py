@@ -8,6 +8,7 @@ from typing import Any
 
 from caproto import ChannelData
 from caproto.server import PVGroup, pvproperty
+from caproto.server.server import PvpropertyEnum
 
 from bcmi_beamline.config import Beamline
 from bcmi_beamline.sim.ioc.clock import Clock
@@ -25,7 +26,9 @@ RING_CURRENT_MA = 200.0
 class Beam(PVGroup):
     """Shutter, flux monitor, ring current and the pace of time."""
 
-    shutter = pvproperty(value="Closed", enum_strings=["Closed", "Open"], dtype=bool, name="{shutter}")
+    shutter = pvproperty(
+        value="Closed", enum_strings=["Closed", "Open"], dtype=PvpropertyEnum, name="{shutter}"
+    )
     monitor = pvproperty(value=0.0, name="{monitor}", read_only=True, units="ph/s", precision=0)
     ring_current = pvproperty(
         value=RING_CURRENT_MA, name="{ring_current}", read_only=True, units="mA", precision=2

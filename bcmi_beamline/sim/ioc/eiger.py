@@ -80,7 +80,7 @@ class Eiger:
     ) -> None:
         records: PVGroup = cam_records(beamline)(f"{beamline.prefix}{beamline.eiger.prefix}cam1:")
         self.pvdb = records.pvdb
-        self._pv: dict[str, Any] = {pv.pvspec.name: pv for pv in records.attr_pvdb.values()}
+        self._pv: dict[str, Any] = {str(pv.pvspec.name): pv for pv in records.attr_pvdb.values()}
         self._beamline, self._twin, self._clock, self._pose = beamline, twin, clock, pose
         self._data_dir = data_dir
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="eiger")
@@ -138,7 +138,8 @@ class Eiger:
         await self._publish(**{name: value, f"{name}_RBV": value})
 
     async def initialise(self) -> None:
-        """Publish what the configuration cannot say."""
+        """Publish what the configuration cannot say, and let the twin prepare its first frame meanwhile."""
+        self._worker.submit(self._twin.frame, self._twin.nominal_pose(), 1.0)
         await self._publish_pair("FilePath", await self._on_file_path(str(self._data_dir)))
         await self._publish_cutoff(self._value("AcquireTime"))
 

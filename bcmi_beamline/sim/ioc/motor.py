@@ -112,9 +112,11 @@ class Motor(PVGroup):
         return self.setpoint.get_field(name)
 
     async def _write(self, **values: Any) -> None:
-        """Publish record fields without running their putters."""
+        """Publish the record fields that change, without running their putters."""
         for name, value in values.items():
-            await self._field(name).write(value, verify_value=False)
+            field = self._field(name)
+            if field.value != value:
+                await field.write(value, verify_value=False)
 
     @property
     def _sign(self) -> int:

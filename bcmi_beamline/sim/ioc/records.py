@@ -1,4 +1,4 @@
-"""The Eiger's process variables: those that ophyd's ``EigerDetectorCam`` connects, and the driver's newer ones.
+"""The Eiger's process variables: those that ophyd's ``EigerDetectorCam`` connects, and newer ones.
 
 Names, enumerations and types are those of the areaDetector base records and of ADEiger.
 """
@@ -153,6 +153,7 @@ def _connected_by_ophyd() -> Iterator[tuple[str, bool, bool]]:
         else:
             continue
         for cls, suffix, keywords in signals:
+            assert suffix is not None
             yield suffix, issubclass(cls, (EpicsSignalWithRBV, EpicsPathSignal)), "string" in keywords
 
 
