@@ -155,11 +155,11 @@ def demo(
     Aligns the modulator, calibrates it by ptychography, rocks the crystal with the modulator in and out,
     reconstructs both and writes report.html. Everything goes over Channel Access, as on a real beamline.
     """
-    from bcmi_beamline.demo import run_demo
+    from bcmi_beamline.demo import headline, run_demo
 
     with Display(announce=True) as display:
-        result = run_demo(preset, out, display.stage, seed)
-    _print_table(result.headline(), f"bcmi demo, preset {preset}")
+        summary = run_demo(preset, out, display.stage, seed)
+    _print_table(headline(summary), f"bcmi demo, preset {preset}")
     print(f"report: {out / 'report.html'}")
 
 
@@ -387,7 +387,7 @@ def compare(
     from bcmi_beamline import data
     from bcmi_beamline.reconstruction.metrics import compare as measure
 
-    found = measure(data.read_reconstruction(result), data.read_reconstruction(truth)).to_dict()
+    found = measure(data.read_reconstruction(result), data.read_reconstruction(truth)).to_json()
     if json_:
         print(json.dumps(found))
     else:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 from bcmi_beamline.config import Beamline, Preset
-from bcmi_beamline.scans import Modulator, PtychographyScan, Reconstruction, RockingScan
+from bcmi_beamline.scans import PtychographyScan, Reconstruction, RockingScan
 from bcmi_beamline.sim import Twin, simulate_ptychography, simulate_rocking
 
 Progress = Callable[[float, str], None]
@@ -30,18 +30,9 @@ def true_object(beamline: Beamline, preset: Preset) -> Reconstruction:
     )
 
 
-def true_modulator(beamline: Beamline, preset: Preset, like: Modulator) -> Modulator:
-    """Return the simulated modulator on the grid of `like`, placed where `like` has its centre."""
-    twin = Twin(beamline, preset)
-    return Modulator(
-        transmission=twin.truth_modulator(like.pixel_size, like.transmission.shape, like.centre),
-        pixel_size=like.pixel_size,
-        sample_distance=twin.truth_distance(preset.plan.modulator_z_um),
-        sample_distance_error=0.0,
-        centre=like.centre,
-        probe=like.probe,
-        metadata={"configuration": {"method": "truth"}},
-    )
+def true_distance(beamline: Beamline, preset: Preset) -> float:
+    """Return the simulated crystal to modulator distance at the preset's z, m."""
+    return Twin(beamline, preset).truth_distance(preset.plan.modulator_z_um)
 
 
 def simulated_scan(

@@ -36,7 +36,7 @@ def test_the_gap_mask_is_the_published_one():
     [
         ('arm = "horizontal"', 'arm = "sideways"', "arm"),
         ("energy_ev = 9000.0", "energy_ev = -1.0", "energy_ev"),
-        ("stand_off_um = 800.0", "stand_off_um = 5000.0", "nanogoniometer"),
+        ("stand_off_um = 600.0", "stand_off_um = 5000.0", "nanogoniometer"),
         ('rocking_circle = "phi"', 'rocking_circle = "eta"', "rocks about y"),
         ("energy_ev = 9000.0", "energy_ev = 9000.0\nenergie = 1", "energie"),
         ("out  = { x = 5000.0", "out  = { x = 50000.0", "positions.out.x"),
