@@ -1,1 +1,68 @@
-"""Bluesky plans: alignment, calibration, rocking and the whole experiment."""
+"""Bluesky plans: align the modulator, find the peak, calibrate, rock, and the experiment that does it all.
+
+Plans take `Devices` first, only yield messages, check their arguments before anything moves and return what
+they found. Trajectories and fits are pure functions.
+"""
+
+from bcmi_beamline.plans._stubs import move, take_point
+from bcmi_beamline.plans.alignment import AlignmentResult, TiltCurve, ZWalk, align_modulator, z_walk
+from bcmi_beamline.plans.bragg import BraggPeak, CrystalPosition, centre_crystal, find_bragg_peak
+from bcmi_beamline.plans.calibration import CalibrationResult, calibrate_modulator
+from bcmi_beamline.plans.dry_run import DryRun, dry_run
+from bcmi_beamline.plans.experiment import ExperimentResult, bcmi_experiment
+from bcmi_beamline.plans.fits import (
+    EdgeFit,
+    LineFit,
+    PeakFit,
+    PoorFit,
+    SharpnessFit,
+    find_peak,
+    fit_edge,
+    fit_line,
+    fit_sharpness,
+)
+from bcmi_beamline.plans.modulator import ModulatorError, insert_modulator, retract_modulator
+from bcmi_beamline.plans.preprocessors import measure, safe_state_wrapper, scan_metadata
+from bcmi_beamline.plans.rocking import RockingResult, rocking_scan
+from bcmi_beamline.plans.trajectories import PathReport, report_path, rocking_angles, spiral
+
+__all__ = [
+    "AlignmentResult",
+    "BraggPeak",
+    "CalibrationResult",
+    "CrystalPosition",
+    "DryRun",
+    "EdgeFit",
+    "ExperimentResult",
+    "LineFit",
+    "ModulatorError",
+    "PathReport",
+    "PeakFit",
+    "PoorFit",
+    "RockingResult",
+    "SharpnessFit",
+    "TiltCurve",
+    "ZWalk",
+    "align_modulator",
+    "bcmi_experiment",
+    "calibrate_modulator",
+    "centre_crystal",
+    "dry_run",
+    "find_bragg_peak",
+    "find_peak",
+    "fit_edge",
+    "fit_line",
+    "fit_sharpness",
+    "insert_modulator",
+    "measure",
+    "move",
+    "report_path",
+    "retract_modulator",
+    "rocking_angles",
+    "rocking_scan",
+    "safe_state_wrapper",
+    "scan_metadata",
+    "spiral",
+    "take_point",
+    "z_walk",
+]

@@ -35,15 +35,15 @@ class SharpnessFit:
 
 @dataclass(frozen=True)
 class PeakFit:
-    """Maximum of a rocking curve and how it lies."""
+    """Maximum of a curve of counts and how it lies; positions in the unit of the scan."""
 
-    peak_deg: float
+    position: float
     """Vertex of a parabola through the measured points around the maximum of the smoothed curve."""
-    peak_error_deg: float
-    centroid_deg: float
+    position_error: float
+    centroid: float
     """Centre of mass above background: unlike the maximum it moves with a second peak."""
-    centroid_error_deg: float
-    fwhm_deg: float
+    centroid_error: float
+    fwhm: float
     """Width of the region above half maximum."""
     height: float
     background: float
@@ -175,8 +175,8 @@ def fit_sharpness(angles_deg: np.ndarray, sharpness: np.ndarray) -> SharpnessFit
     )
 
 
-def find_peak(angles_deg: np.ndarray, counts: np.ndarray) -> PeakFit:
-    """Maximum of a rocking curve of photon counts; a split or skew peak does not upset it.
+def find_peak(positions: np.ndarray, counts: np.ndarray, what: str = "rocking curve") -> PeakFit:
+    """Maximum of a curve of photon counts; a split or skew peak does not upset it.
 
     The curve is smoothed over a quarter of its width, and a parabola through the points around the highest
     place, weighted by counting statistics, gives the maximum and its uncertainty (scaled up where the
@@ -184,7 +184,10 @@ def find_peak(angles_deg: np.ndarray, counts: np.ndarray) -> PeakFit:
 
     Parameters
     ----------
-    angles_deg, counts : ndarray, (K,)
+    positions, counts : ndarray, (K,)
+        Rocking angles or stage positions, and photon counts.
+    what : str
+        What the errors call the curve.
 
     Raises
     ------
@@ -192,8 +195,7 @@ def find_peak(angles_deg: np.ndarray, counts: np.ndarray) -> PeakFit:
         With fewer than five points, a peak that does not stand out of the background, or a maximum at the
         end of the scan.
     """
-    what = "rocking curve"
-    a, n = _checked(what, angles_deg, counts, least=5)
+    a, n = _checked(what, positions, counts, least=5)
     step = float(np.median(np.diff(a)))
     background = float(np.mean(np.sort(n)[: max(2, len(n) // 5)]))
     above = np.clip(n - background, 0, None)
@@ -205,10 +207,10 @@ def find_peak(angles_deg: np.ndarray, counts: np.ndarray) -> PeakFit:
     if smooth[top] < 7 * noise:
         raise PoorFit(
             f"{what}: highest point {n[top]:.0f} counts on a background of {background:.0f}: no peak between "
-            f"{a[0]:.4f} and {a[-1]:.4f} deg"
+            f"{a[0]:.4f} and {a[-1]:.4f}"
         )
     if top in (0, len(a) - 1):
-        raise PoorFit(f"{what}: still rising at the end of the scan, {a[top]:.4f} deg; scan around it")
+        raise PoorFit(f"{what}: still rising at the end of the scan, {a[top]:.4f}; scan around it")
     reach = max(2, round(width / 4))
     near = slice(max(0, top - reach), top + reach + 1)
     vertex, error = _parabola_vertex(a[near], n[near])
@@ -218,11 +220,11 @@ def find_peak(angles_deg: np.ndarray, counts: np.ndarray) -> PeakFit:
     centroid = float((a * above).sum() / total)
     variance = np.clip(n, 1, None)
     return PeakFit(
-        peak_deg=vertex,
-        peak_error_deg=error,
-        centroid_deg=centroid,
-        centroid_error_deg=float(np.sqrt(((a - centroid) ** 2 * variance).sum()) / total),
-        fwhm_deg=_width_at_half(a, smooth),
+        position=vertex,
+        position_error=error,
+        centroid=centroid,
+        centroid_error=float(np.sqrt(((a - centroid) ** 2 * variance).sum()) / total),
+        fwhm=_width_at_half(a, smooth),
         height=float(smooth[top]),
         background=background,
     )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 
 Shape = Literal["rectangle", "ellipse"]
 
@@ -125,7 +125,7 @@ def spiral(extent: tuple[float, float], step: float, shape: Shape = "rectangle")
     points = _ordered(points, inside, step)
     if len(points) < 2:
         return points
-    neighbour = cKDTree(points).query(points, k=2)[0][:, 1]
+    neighbour = KDTree(points).query(points, k=2)[0][:, 1]
     return points[neighbour <= 1.04 * step]  # the clip leaves a few in the corners without company
 
 
@@ -146,7 +146,7 @@ def report_path(points: np.ndarray, beam_width: float) -> PathReport:
     """Length, jumps and overlap of a path of `points` (J, 2) with a beam `beam_width` wide (FWHM)."""
     if len(points) < 2 or not beam_width > 0:
         raise ValueError("report_path: two or more points and a positive beam width are needed")
-    nearest = cKDTree(points).query(points, k=2)[0][:, 1]
+    nearest = KDTree(points).query(points, k=2)[0][:, 1]
     jumps = np.hypot(*np.diff(points, axis=0).T)
     return PathReport(
         points=len(points),

@@ -63,10 +63,10 @@ def test_peak_of_a_single_maximum():
     pulls = []
     for centre in rng.uniform(17.66, 17.74, 100):
         fit = find_peak(ROCKING, rng.poisson(20 + gaussian(centre)))
-        assert fit.centroid_deg == pytest.approx(centre, abs=5 * fit.centroid_error_deg + 1e-3)
-        pulls.append((fit.peak_deg - centre) / fit.peak_error_deg)
+        assert fit.centroid == pytest.approx(centre, abs=5 * fit.centroid_error + 1e-3)
+        pulls.append((fit.position - centre) / fit.position_error)
     pull_is_sound(pulls)
-    assert fit.fwhm_deg == pytest.approx(2.355 * 0.02, rel=0.15)
+    assert fit.fwhm == pytest.approx(2.355 * 0.02, rel=0.15)
 
 
 def test_peak_of_a_split_curve_is_the_higher_maximum():
@@ -74,14 +74,14 @@ def test_peak_of_a_split_curve_is_the_higher_maximum():
     for _ in range(20):
         curve = rng.poisson(20 + gaussian(17.68, 3000, 0.015) + gaussian(17.73, 2200, 0.015))
         fit = find_peak(ROCKING, curve)
-        assert fit.peak_deg == pytest.approx(17.68, abs=0.004)
-        assert 17.69 < fit.centroid_deg < 17.72, "the centroid tells of the second one"
+        assert fit.position == pytest.approx(17.68, abs=0.004)
+        assert 17.69 < fit.centroid < 17.72, "the centroid tells of the second one"
 
 
 def test_peak_survives_one_hot_point():
     curve = gaussian(17.7, 3000, 0.025) + 20
     curve[3] += 2500
-    assert find_peak(ROCKING, curve).peak_deg == pytest.approx(17.7, abs=0.005)
+    assert find_peak(ROCKING, curve).position == pytest.approx(17.7, abs=0.005)
 
 
 @pytest.mark.parametrize("level", [0.0, 0.3, 20.0, 1e5])

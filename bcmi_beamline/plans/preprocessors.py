@@ -1,0 +1,183 @@
+"""Safety and provenance around every scan: what the hardware is left in, what the start document says."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from bluesky import plan_stubs as bps
+from bluesky import preprocessors as bpp
+from bluesky.utils import MsgGenerator
+
+from bcmi_beamline.config import Beamline
+from bcmi_beamline.devices import Devices, EigerPlan
+from bcmi_beamline.plans.modulator import distance_m, read_pose, retract_modulator
+
+ScanKind = Literal["rocking", "ptychography", "alignment", "bragg_peak"]
+Metadata = Mapping[str, Any]
+
+
+def safe_state_wrapper(plan: MsgGenerator, devices: Devices, retract: bool = False) -> MsgGenerator[Any]:
+    """Run `plan`; whatever happens to it, close the shutter; on failure stop what may move first.
+
+    Failure is an error as well as an abort or stop by the operator. The detector is disarmed by the unstage
+    that belongs to its stage (`measure`).
+
+    Parameters
+    ----------
+    plan : generator
+    devices : Devices
+    retract : bool
+        On failure also take the modulator out. Off by default: after an interruption the modulator is
+        where the operator left it, calibrated.
+    """
+    nano, sample = devices.nanogoniometer, devices.sample_stage
+    movers: list[Any] = [
+        nano.x,
+        nano.y,
+        nano.z,
+        nano.mchi,
+        nano.mphi,
+        devices.diffractometer.rock,
+        sample.x,
+        sample.y,
+    ]
+
+    def stop(_error: Exception) -> MsgGenerator[None]:
+        yield from bps.mv(devices.shutter, 0)
+        for motor in movers:
+            yield from bps.stop(motor)
+        if retract:
+            yield from retract_modulator(devices)
+
+    def close() -> MsgGenerator[None]:
+        yield from bps.mv(devices.shutter, 0)
+
+    return (yield from bpp.contingency_wrapper(plan, except_plan=stop, final_plan=close))
+
+
+def scan_metadata(
+    beamline: Beamline,
+    *,
+    plan_name: str,
+    scan_kind: ScanKind,
+    pose: Mapping[str, float],
+    modulator: Literal["in", "out"],
+    window: int,
+    frames: int,
+    exposure_s: float,
+    count_cutoff: float,
+) -> dict[str, Any]:
+    """Start-document keys from which a run is understood without anything else.
+
+    Parameters
+    ----------
+    pose : mapping
+        Nanogoniometer readings x, y, z (um), mchi, mphi (deg) as the run starts.
+    window : int
+        Edge in pixels of the square around the configured beam that is analysed.
+    """
+    eiger = beamline.eiger
+    geometry = beamline.geometry(distance_m(beamline, pose) if modulator == "in" else 0.0)
+    return {
+        "plan_name": plan_name,
+        "scan_kind": scan_kind,
+        "num_points": frames,
+        "exposure_s": exposure_s,
+        "geometry": dataclasses.asdict(geometry),
+        "window": {"size": window, "row": eiger.beam_row, "column": eiger.beam_column},
+        "detector": {
+            "masked_rows": [list(span) for span in eiger.masked_rows],
+            "masked_columns": [list(span) for span in eiger.masked_columns],
+            "count_cutoff": count_cutoff,
+        },
+        "modulator": modulator,
+        "modulator_position_um": {axis: float(value) for axis, value in pose.items()},
+    }
+
+
+def check_window(beamline: Beamline, window: int) -> None:
+    """Refuse a window that does not lie on the detector.
+
+    Raises
+    ------
+    ValueError
+        With the largest one that does.
+    """
+    eiger = beamline.eiger
+    largest = 2 * min(
+        eiger.beam_row, eiger.beam_column, eiger.rows - eiger.beam_row, eiger.columns - eiger.beam_column
+    )
+    if not 16 <= window <= largest:
+        raise ValueError(f"window: {window} pixels around the beam; choose 16 to {largest}")
+
+
+def check_exposure(exposure_s: float) -> None:
+    """Refuse an exposure that the detector cannot do or nobody means."""
+    if not 1e-3 <= exposure_s <= 3600:
+        raise ValueError(f"exposure_s: {exposure_s} s; choose 0.001 to 3600")
+
+
+def check_target(name: str, value: float, low: float, high: float) -> None:
+    """Refuse a target beyond the limits of its axis, before anything moves."""
+    if not low <= value <= high:
+        raise ValueError(f"{name}: {value:g} lies outside its limits [{low:g}, {high:g}]")
+
+
+def measure(
+    devices: Devices,
+    points: Callable[[], MsgGenerator[Any]],
+    *,
+    plan_name: str,
+    scan_kind: ScanKind,
+    modulator: Literal["in", "out"],
+    frames: int,
+    exposure_s: float,
+    window: int,
+    more: Metadata | None = None,
+    metadata: Metadata | None = None,
+) -> MsgGenerator[tuple[str, Any]]:
+    """One run: arm once, open the shutter, do `points`, leave everything safe.
+
+    Parameters
+    ----------
+    points : callable
+        Returns the plan that takes all points.
+    more : mapping, optional
+        Further start-document keys of the plan.
+    metadata : mapping, optional
+        Start-document keys of the user; they do not replace those that data reduction depends on.
+
+    Returns
+    -------
+    uid : str
+        Of the run.
+    result
+        What `points` returned.
+    """
+    eiger: Any = devices.eiger  # bluesky's protocols are typed more narrowly than ophyd's devices
+    outcome: list[Any] = []
+
+    def lit() -> MsgGenerator[Any]:
+        yield from bps.mv(devices.shutter, 1)
+        outcome.append((yield from points()))
+
+    def run() -> MsgGenerator[str]:
+        count_cutoff = yield from bps.rd(eiger.cam.count_cutoff)
+        pose = yield from read_pose(devices)
+        start = scan_metadata(
+            devices.beamline,
+            plan_name=plan_name,
+            scan_kind=scan_kind,
+            pose=pose,
+            modulator=modulator,
+            window=window,
+            frames=frames,
+            exposure_s=exposure_s,
+            count_cutoff=float(count_cutoff),
+        )
+        start = {**(metadata or {}), **start, **(more or {})}
+        return (yield from bpp.run_wrapper(safe_state_wrapper(lit(), devices), md=start))
+
+    yield from bps.prepare(eiger, EigerPlan(frames=frames, exposure_s=exposure_s, window=window), wait=True)
+    uid = yield from bpp.stage_wrapper(run(), [eiger])
+    return uid, outcome[0]
