@@ -96,20 +96,49 @@ class DetectorWindow:
         row, column = self.shift
         return (-inner - row) * self.pixel_size, (-inner - column) * self.pixel_size
 
-    def ramps(self, coordinates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Factors (rows, columns) to put on a wave at `coordinates` before `intensity`; complex128.
+    def arrival(
+        self, rows: np.ndarray, columns: np.ndarray, distance: float
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Matrices that carry a source to the plane before the detector, ready for `intensity`.
 
-        They hold the curvature of the way to the detector, the sub-pixel position of the beam, and the
-        alternating sign that puts the beam at the centre of the transform.
+        Besides the Fresnel integral they hold the curvature of the way on to the detector, the sub-pixel
+        position of the beam, and the alternating sign that puts the beam at the centre of the transform.
+        Light that leaves the source at angles beyond the window is cut off, softly over one Fresnel zone,
+        so that it neither folds back nor rings.
+
+        Parameters
+        ----------
+        rows, columns : ndarray, (ny,), (nx,)
+            Coordinates of the source in row sense, m.
+        distance : float
+            Source to plane, m.
+
+        Returns
+        -------
+        coordinates : ndarray, (n,)
+            Of the plane, along rows and columns alike, m; n is odd.
+        to_rows : ndarray, (n, ny), complex64
+        to_columns : ndarray, (nx, n), complex64
+            The wave is ``to_rows @ source @ to_columns``.
         """
+        spread = distance * self.wavelength / (2 * self.step)
+        reach = spread + max(np.abs(rows).max(), np.abs(columns).max())
+        points = min(2 * int(reach / self.step) + 1, self.samples - 1)
+        x = centred(points, self.step)
+        softness = np.sqrt(self.wavelength * distance)
+        inward = np.clip((x[-1] + self.step - np.abs(x)) / softness, 0, 1)
         per_metre = 2j * np.pi / (self.wavelength * self.distance)
-        sign = 1 - 2 * (np.rint(coordinates / self.step) % 2)
-        curvature = np.exp(per_metre / 2 * coordinates**2) * sign
-        rows, columns = (curvature * np.exp(-per_metre * s * coordinates) for s in self._offsets)
-        return rows, columns
+        common = np.exp(per_metre / 2 * x**2) * np.sin(np.pi / 2 * inward) ** 2
+        common = common * (1 - 2 * (np.arange(points) % 2))
+        carried = [
+            fresnel_matrix(x, source, self.wavelength, distance)
+            * (common * np.exp(-per_metre * offset * x))[:, None]
+            for offset, source in zip(self._offsets, (rows, columns), strict=True)
+        ]
+        return x, carried[0].astype(np.complex64), carried[1].T.astype(np.complex64)
 
     def intensity(self, wave: np.ndarray) -> np.ndarray:
-        """Photons per pixel of a `wave` that carries `ramps`, sampled at `step`.
+        """Photons per pixel of a wave made by `arrival`, whatever it met in that plane.
 
         Parameters
         ----------

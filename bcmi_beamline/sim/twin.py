@@ -17,12 +17,12 @@ from bcmi_beamline.sim.crystal import Crystal, make_crystal
 from bcmi_beamline.sim.detector import EigerDetector
 from bcmi_beamline.sim.modulator import MAP_PIXEL, ModulatorChip, Placement, place_chip
 from bcmi_beamline.sim.nuisances import Drift, FluxNoise, PositionError
-from bcmi_beamline.sim.optics import DetectorWindow, centred, fresnel_matrix
+from bcmi_beamline.sim.optics import DetectorWindow
 
 INCIDENT_FLUX = 1e10
 """Photons per second that the monitor sees on average."""
 
-COHERENCE_LENGTH_PER_BEAM = 2.0
+COHERENCE_LENGTH_PER_BEAM = 1.0
 """Horizontal coherence length at the crystal, in beam widths, where more than one mode is asked for."""
 
 _PARAXIAL_COSINE = 0.5
@@ -280,15 +280,7 @@ class Twin:
         lit = self.preset.plan.window * pixel / self.geometry.detector_distance * distance
         window = self._detector_window(max(2, int(np.ceil(lit / field - 0.1))), shift, beyond)
 
-        edge = max(np.abs(exit_wave.rows).max(), np.abs(exit_wave.columns).max())
-        reach = distance * self.geometry.wavelength / (2 * window.step) + edge
-        points = min(16 * int(np.ceil(reach / window.step / 8)), window.samples)
-        x = centred(points, window.step)
-        rows, columns = window.ramps(x)
-        wavelength = self.geometry.wavelength
-        to_rows = fresnel_matrix(x, exit_wave.rows, wavelength, distance) * rows[:, None]
-        to_columns = fresnel_matrix(x, exit_wave.columns, wavelength, distance) * columns[:, None]
-        plane = _Plane(window, x, to_rows.astype(np.complex64), to_columns.T.astype(np.complex64))
+        plane = _Plane(window, *window.arrival(exit_wave.rows, exit_wave.columns, distance))
         self._plane_cache = (key, plane)
         return plane
 
