@@ -80,6 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until told to stop; returns the exit status."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("caproto").setLevel(logging.ERROR)  # it warns of every batch of updates
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     os.environ.setdefault("EPICS_CAS_AUTO_BEACON_ADDR_LIST", "NO")
     try:

@@ -7,6 +7,7 @@ the physical truth: the twin and the interlock look at it, so redefining a user 
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from collections.abc import Awaitable, Callable
@@ -15,9 +16,12 @@ from typing import Any
 
 from caproto import SkipWrite
 from caproto.server import PVGroup, pvproperty
+from caproto.server.server import PvpropertyDouble
 
 from bcmi_beamline.config import AxisConfig
 from bcmi_beamline.sim.ioc.clock import Clock
+
+log = logging.getLogger(__name__)
 
 TICK_S = 0.05
 """Wall-clock seconds between two readbacks of a moving motor."""
@@ -56,6 +60,15 @@ class Motion:
         return self.start + (self.target - self.start) * (now - self.began) / self.duration
 
 
+class Setpoint(PvpropertyDouble):
+    """VAL: the record judges a target, where caproto would answer with an exception of its own."""
+
+    async def verify_value(self, value: Any) -> Any:
+        """Hand the value to the record."""
+        assert self.putter is not None
+        return await self.putter(self, value)
+
+
 class Motor(PVGroup):
     """One motor record.
 
@@ -71,7 +84,7 @@ class Motor(PVGroup):
         Dial position at the start.
     """
 
-    setpoint = pvproperty(value=0.0, name="", record="motor", precision=5)
+    setpoint = pvproperty(value=0.0, name="", dtype=Setpoint, record="motor", precision=5)
 
     def __init__(self, pv: str, axis: AxisConfig, clock: Clock, position: float = 0.0) -> None:
         super().__init__(pv)
@@ -189,7 +202,7 @@ class Motor(PVGroup):
         reason = await self._refusal(target)
         await self._write(LVIO=int(reason is not None))
         if reason is not None:
-            self.log.warning("%s: refused: %s", self.pv, reason)
+            log.warning("%s: refused: %s", self.pv, reason)
             await self._publish_target(self._rest if self._motion is None else self._motion.target)
             if self._motion is None:
                 await self._write(DMOV=0)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
 from collections.abc import Mapping, Sequence
 
-from caproto import ChannelData
+from caproto import ChannelData, RepeaterConfirmResponse, get_environment_variables
 from caproto.asyncio.server import Context
 
 PARENT_POLL_S = 0.5
@@ -23,6 +24,21 @@ class Server(Context):
         await super().server_accept_loop(sock)
 
 
+class Repeater(asyncio.DatagramProtocol):
+    """Confirms the clients that register for beacons, of which there are none.
+
+    Without it each client would start a ``caRepeater`` that outlives everything.
+    """
+
+    def connection_made(self, transport: asyncio.DatagramTransport) -> None:
+        """Keep the way back."""
+        self._transport = transport
+
+    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
+        """Any datagram registers its sender."""
+        self._transport.sendto(bytes(RepeaterConfirmResponse("127.0.0.1")), addr)
+
+
 async def _outlive(parent: int, server: asyncio.Task[None]) -> None:
     """Stop the server once its parent process is gone."""
     while os.getppid() == parent:
@@ -33,16 +49,33 @@ async def _outlive(parent: int, server: asyncio.Task[None]) -> None:
 async def serve(
     pvdb: Mapping[str, ChannelData], interfaces: Sequence[str] | None = None, parent: int | None = None
 ) -> None:
-    """Serve until SIGINT, SIGTERM or, where `parent` is given, until that parent process is gone."""
+    """Serve until SIGINT or SIGTERM.
+
+    Parameters
+    ----------
+    pvdb : mapping
+        Process variables by name.
+    interfaces : sequence of str, optional
+        Addresses to answer on; those of the environment where absent.
+    parent : int, optional
+        Process that has claimed all ports for this server alone: serve no longer than it lives, and stand in
+        for the repeater.
+    """
     server = asyncio.create_task(Server(pvdb, interfaces).run())
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, server.cancel)
-    watch = None if parent is None else asyncio.create_task(_outlive(parent, server))
-    try:
+    if parent is None:
+        await _ended(server)
+        return
+    port = int(get_environment_variables()["EPICS_CA_REPEATER_PORT"])
+    repeater, _ = await loop.create_datagram_endpoint(Repeater, local_addr=("127.0.0.1", port))
+    watch = asyncio.create_task(_outlive(parent, server))
+    await _ended(server)
+    watch.cancel()
+    repeater.close()
+
+
+async def _ended(server: asyncio.Task[None]) -> None:
+    with contextlib.suppress(asyncio.CancelledError):
         await server
-    except asyncio.CancelledError:
-        pass
-    finally:
-        if watch is not None:
-            watch.cancel()
