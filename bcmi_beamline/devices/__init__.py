@@ -6,7 +6,7 @@ crystal or swept out of the diffracted beam, is refused here, where neither a pl
 ``mv`` gets round it.
 """
 
-from bcmi_beamline.devices.beam import Monitor, Shutter
+from bcmi_beamline.devices.beam import Monitor, Shutter, ShutterError
 from bcmi_beamline.devices.build import Devices, NotConnectedError, SampleStage, connect, make_devices
 from bcmi_beamline.devices.diffractometer import Diffractometer, nominal_setting
 from bcmi_beamline.devices.eiger import Eiger, EigerError, EigerPlan
@@ -26,6 +26,7 @@ __all__ = [
     "NotConnectedError",
     "SampleStage",
     "Shutter",
+    "ShutterError",
     "connect",
     "make_devices",
     "nominal_setting",

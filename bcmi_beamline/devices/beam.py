@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from ophyd import Component as Cpt
 from ophyd import Device, EpicsSignal, EpicsSignalRO
-from ophyd.status import SubscriptionStatus
+from ophyd.status import DeviceStatus
 
 SHUTTER_TIMEOUT_S = 10.0
 
 _STATES = {"open": 1, "1": 1, "true": 1, "closed": 0, "close": 0, "0": 0, "false": 0}
+_NAMES = ("closed", "open")
+
+
+class ShutterError(RuntimeError):
+    """The shutter did not do as told."""
 
 
 class Shutter(Device):
@@ -33,25 +38,35 @@ class Shutter(Device):
             raise ValueError(f"{self.name}: set it to 'open' or 'closed' (1 or 0), not {value!r}")
         return wanted
 
-    def set(self, value) -> SubscriptionStatus:
-        """Open or close; done when the shutter reports it, within 10 s."""
+    def set(self, value) -> DeviceStatus:
+        """Open or close; done when the shutter has, within 10 s.
+
+        Raises
+        ------
+        ValueError
+            For anything but open or closed; the status holds a `ShutterError` when it does not move.
+        """
         wanted = self.check_value(value)
+        status = DeviceStatus(self, timeout=SHUTTER_TIMEOUT_S)
 
-        def arrived(*, value, **_):
-            return int(value) == wanted
+        def completed(**_) -> None:
+            if int(self.state.get(use_monitor=False)) == wanted:  # pyright: ignore[reportArgumentType]
+                status.set_finished()
+            else:
+                status.set_exception(ShutterError(f"{self!r}, though asked to be {_NAMES[wanted]}"))
 
-        self.state.put(wanted, wait=False)
-        return SubscriptionStatus(self.state, arrived, timeout=SHUTTER_TIMEOUT_S, settle_time=0)
+        self.state.put(wanted, wait=False, use_complete=True, callback=completed)
+        return status
 
     @property
     def is_open(self) -> bool:
         """Whether the shutter reports that it is open."""
-        return bool(self.state.get())
+        return bool(self.state.get(use_monitor=False))
 
     def __repr__(self) -> str:
         if not self.connected:
             return f"{self.name}: not connected ({self.prefix})"
-        return f"{self.name}: {'open' if self.is_open else 'closed'}"
+        return f"{self.name}: {_NAMES[self.is_open]}"
 
 
 class Monitor(Device):

@@ -15,6 +15,7 @@ from ophyd import Component as Cpt
 from ophyd import Device, EpicsSignal, EpicsSignalRO
 from ophyd.areadetector.base import EpicsSignalWithRBV
 from ophyd.status import DeviceStatus, Status
+from ophyd.utils import DisconnectedError
 
 from bcmi_beamline.config import EigerConfig
 from bcmi_beamline.devices._frames import DATASET, FrameReader, FrameStatistics, Window
@@ -239,15 +240,15 @@ class Eiger(Device):
             ) from error
 
     def _error(self, what: str) -> EigerError:
-        said = self.cam.error.get() if self.cam.error.connected else ""
-        state = self.cam.state.get() if self.cam.state.connected else "disconnected"
-        return EigerError(f"{self.name}: {what} (state {state}{', ' + said if said else ''})")
+        said = [text for text in (_text_now(self.cam.state), _text_now(self.cam.error)) if text]
+        return EigerError(f"{self.name}: {what} (state {', '.join(said)})")
 
     def _arm(self) -> None:
         """Arm for as many triggers as planned and note where the files will be."""
         cam = self.cam
-        cam.acquire.put(1, wait=False)
-        self._await_armed(1)
+        ended = Event()
+        cam.acquire.put(1, wait=False, use_complete=True, callback=lambda **_: ended.set())
+        self._await_armed(1, ended)
         self._frames_in_series = 0
         self._images_per_file = int(cam.fw_images_per_file.get())
         stem = str(cam.fw_name_pattern.get()).replace("$id", str(int(cam.sequence_id.get())))
@@ -255,12 +256,13 @@ class Eiger(Device):
 
     def _disarm(self) -> None:
         self.cam.acquire.put(0, wait=False)
-        self._await_armed(0)
+        self._await_armed(0, Event())
 
-    def _await_armed(self, wanted: int) -> None:
+    def _await_armed(self, wanted: int, given_up: Event) -> None:
+        """Wait for Armed, unless the detector has given up or takes too long."""
         deadline = time.monotonic() + ARMING_TIMEOUT_S
         while int(self.cam.armed.get()) != wanted:
-            if time.monotonic() > deadline:
+            if given_up.is_set() or time.monotonic() > deadline:
                 verb = "arm" if wanted else "disarm"
                 raise self._error(f"did not {verb}, {self.cam.armed.pvname} is not {wanted}")
             time.sleep(0.005)
@@ -327,7 +329,7 @@ class Eiger(Device):
                     f"frame {self._frames}"
                 )
 
-        if self.cam.state.get() == "error":
+        if _text_now(self.cam.state) == "error":
             raise self._error(f"frame {self._frames} was not taken")
 
     def _take_note(self) -> None:
@@ -422,6 +424,14 @@ class Eiger(Device):
             return f"{self.name}: not connected ({self.prefix})"
         state = f"staged, {self._frames} frames taken" if self._worker else "not staged"
         return f"{self.name}: {self.cam.state.get()}, {state}, exposure {self.cam.acquire_time.get():g} s"
+
+
+def _text_now(signal: EpicsSignalRO) -> str:
+    """What a text says now: monitors may arrive after the completion of a put that caused them."""
+    try:
+        return str(signal.get(use_monitor=False))
+    except (TimeoutError, DisconnectedError):
+        return "unknown"
 
 
 def _end(status: DeviceStatus, error: Exception | None = None) -> None:

@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import math
-from threading import RLock
+from threading import RLock, Timer
 
 from ophyd import Component as Cpt
 from ophyd import EpicsMotor, EpicsSignal, EpicsSignalRO
 from ophyd.status import MoveStatus
-from ophyd.utils import LimitError
+from ophyd.utils import LimitError, StatusTimeoutError
 
 from bcmi_beamline.config import AxisConfig
 
 LEAST_TIMEOUT_S = 10.0
 """No move is given less time than this."""
 
+DMOV_GRACE_S = 0.5
+"""How long DMOV may lag behind the completion of a put."""
+
 
 class MoveError(RuntimeError):
     """A move that did not end where it was sent."""
+
+
+class Move(MoveStatus):
+    """A move under way; one that takes too long stops its motor, one that has ended elsewhere does not."""
+
+    def _handle_failure(self) -> None:
+        if isinstance(self.exception(), StatusTimeoutError):
+            super()._handle_failure()
 
 
 class Setpoint(EpicsSignal):
@@ -36,7 +47,7 @@ class Motor(EpicsMotor):
 
     - each move owns its status. ophyd keeps one list of callbacks for all moves and clears it after running
       it, which wipes a move that a callback's consumer has just begun, and that move never ends;
-    - each move has a timeout, from its length and the record's own VELO and ACCL;
+    - each move has a timeout, from its length and the record's own VELO and ACCL, and is stopped then;
     - a move that ends beyond the axis' tolerance of its target, or was stopped, fails and says where it is;
     - limits are those of the configuration and of the record, whichever is tighter, and the device that
       holds the motor may refuse a target through its ``check_move(axis, position)``.
@@ -51,12 +62,10 @@ class Motor(EpicsMotor):
 
     user_setpoint = Cpt(Setpoint, ".VAL", limits=True, auto_monitor=True)
 
-    limit_violation = Cpt(EpicsSignalRO, ".LVIO", kind="omitted", auto_monitor=True)
-
     def __init__(self, prefix: str = "", *, axis: AxisConfig | None = None, parent=None, **kwargs) -> None:
         self.axis: AxisConfig = axis or getattr(parent.config, kwargs["attr_name"])  # type: ignore[union-attr]
-        self._status: MoveStatus | None = None
-        self._next: MoveStatus | None = None
+        self._status: Move | None = None
+        self._next: Move | None = None
         self._halting = False
         self._status_lock = RLock()
         super().__init__(prefix, parent=parent, **kwargs)
@@ -106,7 +115,7 @@ class Motor(EpicsMotor):
         promised = abs(pos - self.position) / velocity + 2 * abs(_number(self.acceleration))
         return LEAST_TIMEOUT_S + 3 * promised
 
-    def move(self, position, wait=True, moved_cb=None, timeout=None) -> MoveStatus:
+    def move(self, position, wait=True, moved_cb=None, timeout=None) -> Move:
         """Begin a move and, with `wait`, see it through.
 
         Raises
@@ -120,7 +129,7 @@ class Motor(EpicsMotor):
         self.check_value(position)
         if timeout is None:
             timeout = self._timeout or self.move_timeout(position)
-        status = MoveStatus(self, position, timeout=timeout, settle_time=self._settle_time)
+        status = Move(self, position, timeout=timeout, settle_time=self._settle_time)
         if moved_cb is not None:
             status.add_callback(lambda status: moved_cb(status, obj=self))
         with self._status_lock:
@@ -128,7 +137,7 @@ class Motor(EpicsMotor):
                 earlier, self._next = self._next, status
             else:
                 earlier, self._status = self._status, status
-                self._send(position)
+                self._send(status, overtakes=earlier is not None)
         if earlier is not None:
             _fail(earlier, f"{self.name}: sent to {position:g} before it reached {earlier.target:g}")
         if wait:
@@ -139,9 +148,27 @@ class Motor(EpicsMotor):
                 raise
         return status
 
-    def _send(self, position: float) -> None:
-        self._started_moving = False
-        self.user_setpoint.put(position, wait=False, force=True)
+    def _send(self, move: Move, overtakes: bool = False) -> None:
+        """Write the target. Put-completion stands in for DMOV where a record refuses without toggling it.
+
+        A record at work would hold back a second put with completion, so one that overtakes goes without.
+        """
+        self._started_moving = self._moving
+        if overtakes:
+            self.user_setpoint.put(move.target, wait=False, force=True)
+        else:
+            self.user_setpoint.put(
+                move.target,
+                wait=False,
+                force=True,
+                use_complete=True,
+                callback=lambda **_: move.done or Timer(DMOV_GRACE_S, self._put_completed, (move,)).start(),
+            )
+
+    def _put_completed(self, move: Move) -> None:
+        """End `move` if DMOV, which comes before put-completion, has not."""
+        if self._status is move and not move.done and _number(self.motor_done_move, use_monitor=False):
+            self._done_moving()
 
     def stop(self, *, success: bool = False) -> None:
         """Stop; a move under way fails when the record has come to rest, or with `success` ends well at once.
@@ -168,7 +195,7 @@ class Motor(EpicsMotor):
                 return  # what has ended is the move that this one overtook
             self._status, self._next, self._halting = self._next, None, False
             if self._status is not None:
-                self._send(self._status.target)
+                self._send(self._status)
         if move is None:
             return
         if problem:
@@ -184,8 +211,8 @@ class Motor(EpicsMotor):
         where = f"{self.name}: at {here:g} {unit}, sent to {target:g} {unit}"
         if halted:
             return f"{where}: stopped"
-        if _number(self.limit_violation):
-            return f"{where}: the record refused it (limit or interlock)"
+        if abs(here - target) > self.axis.tolerance and not self._started_moving:
+            return f"{where}: the record refused to move (limit or interlock)"
         if abs(here - target) > self.axis.tolerance:
             return f"{where}: ended {abs(here - target):.3g} {unit} short (tolerance {self.axis.tolerance:g})"
         return None if success else f"{where}: a limit switch is on or the record is in alarm"
@@ -202,11 +229,11 @@ def _number(signal: EpicsSignalRO | EpicsSignal, **kwargs) -> float:
     return float(signal.get(**kwargs))  # pyright: ignore[reportArgumentType]
 
 
-def _finish(status: MoveStatus) -> None:
+def _finish(status: Move) -> None:
     if not status.done:
         status.set_finished()
 
 
-def _fail(status: MoveStatus, message: str) -> None:
+def _fail(status: Move, message: str) -> None:
     if not status.done:
         status.set_exception(MoveError(message))

@@ -25,7 +25,7 @@ def frame(size=256, **counts):
 
 
 def test_shares_far_from_the_beam_in_each_direction():
-    # beam at (128, 128); the edge is at 0.23 * 256 = 58.9 px: beyond it along x, along y, on the diagonal; within
+    # beam at (128, 128); the edge is at 0.23 * 256 = 58.9 px: beyond along x, y, both; within
     counts = frame(p128_187=10, p69_128=20, p228_228=30, p128_186=40)
     told = statistics()(counts)
     assert told["total"] == 100

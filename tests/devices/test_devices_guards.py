@@ -1,6 +1,7 @@
 """What the devices refuse, without a control system: fake signals behind the real classes."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -12,10 +13,23 @@ from bcmi_beamline.config import Beamline, load_beamline
 from bcmi_beamline.devices import Diffractometer, Nanogoniometer, _pose, nominal_setting
 from bcmi_beamline.devices.motor import Motor, Setpoint
 
-BEAMLINE = load_beamline("sim-id01")
+SHIPPED = load_beamline("sim-id01")
+NANOGONIOMETER = SHIPPED.nanogoniometer.model_copy(
+    update={
+        "stand_off_um": 800.0,
+        "pivot_um": (0.0, -5000.0, 0.0),
+        "z": SHIPPED.nanogoniometer.z.model_copy(update={"low": 1000.0}),
+    }
+)
+BEAMLINE = SHIPPED.model_copy(update={"nanogoniometer": NANOGONIOMETER})
 
 
 class FakeSetpoint(FakeEpicsSignal):
+    _read_pv = SimpleNamespace(get_ctrlvars=dict)
+
+    def _metadata_changed(self, *args, **kwargs):
+        """What ophyd calls when a record's limits change."""
+
     def check_value(self, value):
         Setpoint.check_value(self, value)
 
@@ -34,7 +48,6 @@ def wake(motor: Motor) -> None:
     motor.acceleration.sim_put(0.0)
     motor.low_limit_travel.sim_put(motor.axis.low)
     motor.high_limit_travel.sim_put(motor.axis.high)
-    motor.limit_violation.sim_put(0)
     motor.motor_done_move.sim_put(1)
     put_at(motor, 0.0)
 
