@@ -234,7 +234,7 @@ def dry_run(
     function = _find_plan(plan)
     outcome = rehearse(function, load_beamline(beamline), **_parse_arguments(function, arguments or []))
     if picture is not None:
-        from bcmi_beamline.report import path_figure
+        from bcmi_beamline.report.figures import path_figure
 
         _atomically(picture, lambda beside: path_figure(outcome.path).savefig(beside))
     if json_:
@@ -284,7 +284,7 @@ def simulate(
     with _shown(f"Simulating {kind.value}") as progress:
         scan = simulated_scan(kind.value, load_beamline(beamline), load_preset(preset), modulator, progress)
         write = data.write_rocking if kind is Kind.rocking else data.write_ptychography
-        _atomically(output, lambda beside: write(beside, scan))
+        write(output, scan)
     print(f"{output}: {scan!r}")
 
 
@@ -332,7 +332,7 @@ def calibrate(
             seed=seed,
             progress=progress,
         )
-    _atomically(output, lambda beside: data.write_modulator(beside, modulator))
+    data.write_modulator(output, modulator)
     print(f"{output}: {modulator!r}")
 
 
@@ -353,6 +353,7 @@ def reconstruct(
 ) -> None:
     """Phase retrieval of a rocking scan: a 3D complex image of the crystal."""
     from bcmi_beamline import data
+    from bcmi_beamline.reconstruction.crystal_frame import crystal_frame
     from bcmi_beamline.scans import RockingScan
 
     chosen = method or (Method.bcmi if modulator else Method.bcdi)
@@ -373,7 +374,7 @@ def reconstruct(
             from bcmi_beamline.reconstruction import conventional
 
             result = conventional.reconstruct(scan, progress=progress, **options)
-    _atomically(output, lambda beside: data.write_reconstruction(beside, result))
+    data.write_reconstruction(output, result, crystal_frame(result))
     print(f"{output}: {result!r}")
 
 
@@ -421,12 +422,12 @@ def report(
 ) -> None:
     """Draw results into one self-contained page."""
     from bcmi_beamline import data
-    from bcmi_beamline.report import write_report
+    from bcmi_beamline.report import results_page
 
     found = {path.stem: data.read_reconstruction(path) for path in results}
     calibrated = data.read_modulator(modulator) if modulator else None
     known = data.read_reconstruction(truth) if truth else None
-    _atomically(output, lambda beside: write_report(beside, found, modulator=calibrated, truth=known))
+    _atomically(output, lambda beside: results_page(beside, found, calibrated, known))
     print(output)
 
 

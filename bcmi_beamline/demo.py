@@ -239,14 +239,24 @@ def _summarise(preset: Preset, measured: Measured, found: Found, truth: Truth, s
 
 def _write(out: Path, measured: Measured, found: Found, truth: Truth, summary: dict[str, Any]) -> None:
     from bcmi_beamline import data
-    from bcmi_beamline.reconstruction.strain import crystal_frame
+    from bcmi_beamline.reconstruction.crystal_frame import crystal_frame
     from bcmi_beamline.report import experiment_page
 
     data.write_modulator(out / "modulator.cxi", found.modulator)
     data.write_reconstruction(out / "bcmi.cxi", found.bcmi, crystal_frame(found.bcmi))
     data.write_reconstruction(out / "bcdi.cxi", found.bcdi, crystal_frame(found.bcdi))
     data.write_reconstruction(out / "truth.cxi", truth.crystal)
-    experiment_page(out / "report.html", measured, found, truth, summary, figures_dir=out / "figures")
+    experiment_page(
+        out / "report.html",
+        summary,
+        alignment=measured.experiment.alignment.curves,
+        scans={"modulator in": measured.rocking_in, "modulator out": measured.rocking_out},
+        modulator=found.modulator,
+        results={"BCMI": found.bcmi, "BCDI": found.bcdi},
+        comparisons={"BCMI": truth.bcmi, "BCDI": truth.bcdi},
+        truth=truth.crystal,
+        figures_dir=out / "figures",
+    )
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:
