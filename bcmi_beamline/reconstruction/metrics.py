@@ -59,6 +59,14 @@ def shell_radius(
     return np.sqrt(a**2 + qy**2 + qx**2)
 
 
+def _complete_radius(voxel_size: tuple[float, float, float], shear: tuple[float, float]) -> float:
+    """Radius of the largest sphere in q that the grid holds whole, rad/m."""
+    dz, dy, dx = voxel_size
+    return np.pi * min(
+        1 / dz, 1 / (dy * float(np.hypot(1, shear[1]))), 1 / (dx * float(np.hypot(1, shear[0])))
+    )
+
+
 @dataclass
 class ShellCorrelation:
     """Fourier shell correlation of two objects.
@@ -111,7 +119,7 @@ def fourier_shell_correlation(
     q = shell_radius(a.shape, voxel_size, shear).ravel()
     width = max(2 * np.pi / (n * d) for n, d in zip(a.shape, voxel_size, strict=True))
     shell = (q / width + 0.5).astype(int)
-    complete = int(min(np.pi / d for d in voxel_size) / (np.hypot(1, np.hypot(*shear)) * width))
+    complete = int(_complete_radius(voxel_size, shear) / width)
 
     def total(values: np.ndarray) -> np.ndarray:
         return np.bincount(shell, values)[: complete + 1]
@@ -156,7 +164,7 @@ def phase_retrieval_transfer_function(
     shell = (q / width + 0.5).astype(int)
     together = np.bincount(shell, np.abs(np.sum(transforms, axis=0)).ravel())
     alone = np.bincount(shell, np.sum([np.abs(t) for t in transforms], axis=0).ravel())
-    complete = int(min(np.pi / d for d in voxel_size) / (np.hypot(1, np.hypot(*shear)) * width))
+    complete = int(_complete_radius(voxel_size, shear) / width)
     return np.arange(complete + 1) * width, (together / np.maximum(alone, 1e-30))[: complete + 1]
 
 
@@ -226,7 +234,7 @@ class Comparison:
         Aligned and on one grid; `image` is the twin of the result when conjugated, and scaled to `truth`.
     support : ndarray, bool
         Of the truth, on that grid.
-    voxel_size, shear
+    voxel_size, shear, geometry
         Of that grid.
     """
 
@@ -242,6 +250,11 @@ class Comparison:
     support: np.ndarray
     voxel_size: tuple[float, float, float]
     shear: tuple[float, float]
+    geometry: Geometry
+
+    def as_reconstruction(self) -> Reconstruction:
+        """The aligned result with the support of the truth, for pictures beside it."""
+        return Reconstruction(self.image, self.support, self.voxel_size, self.geometry, self.shear)
 
     def to_json(self) -> dict[str, Any]:
         """The numbers, JSON-serialisable; lengths in nm."""
@@ -340,6 +353,7 @@ def compare(
         support=support,
         voxel_size=voxel,
         shear=shear,
+        geometry=result.geometry,
     )
 
 

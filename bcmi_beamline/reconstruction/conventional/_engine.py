@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 from scipy import fft as sp_fft
@@ -147,8 +148,8 @@ class Engine:
             pass
 
 
-def _in_place(transform: Callable[..., np.ndarray], a: np.ndarray, **kwargs: int) -> None:
+def _in_place(transform: Callable[..., Any], a: np.ndarray, **kwargs: int) -> None:
     """Unitary transform of `a` into itself (scipy may, but need not, use the memory it is offered)."""
-    out = transform(a, norm="ortho", overwrite_x=True, workers=1, **kwargs)
+    out: np.ndarray = transform(a, norm="ortho", overwrite_x=True, workers=1, **kwargs)
     if not np.may_share_memory(out, a):
         a[...] = out

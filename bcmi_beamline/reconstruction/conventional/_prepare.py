@@ -43,7 +43,7 @@ class Pattern:
     geometry: Geometry
 
     def to_object(self, rho: np.ndarray) -> np.ndarray:
-        """Bring a solution (corner origin) to the centre and take off the phase ramps of the grid's offsets."""
+        """Bring a solution (corner origin) to the centre, the phase ramps of the grid's offsets taken off."""
         image = to_centre(rho, _AXES)
         for axis, n in enumerate(image.shape):
             index = np.arange(n) - n // 2
@@ -110,8 +110,8 @@ def prepare(scan: RockingScan, binning: int | None = None) -> Pattern:
 def _check(scan: RockingScan) -> None:
     if scan.modulator_in:
         raise ValueError(
-            f"conventional imaging needs frames taken with the modulator out, but geometry.modulator_distance is "
-            f"{scan.geometry.modulator_distance * 1e3:g} mm; reconstruct these with their modulator"
+            f"conventional imaging needs frames taken with the modulator out, but geometry.modulator_distance "
+            f"is {scan.geometry.modulator_distance * 1e3:g} mm; reconstruct these with their modulator"
         )
     if len(scan.frames) < 8:
         raise ValueError(
@@ -197,8 +197,9 @@ def crystal_extent(frames: np.ndarray, mask: np.ndarray) -> tuple[float, float]:
 
     The lag at which the autocorrelation, the transform of the summed frames, falls below 2 % of its peak.
     """
-    total = np.sum(frames, axis=0, where=~mask, dtype=np.float32)
-    plane = np.abs(np.fft.fft2(np.fft.ifftshift(fill_gaps(total, mask.all(axis=0)))))
+    total = np.asarray(np.sum(frames, axis=0, where=~mask, dtype=np.float32))
+    unseen = np.asarray(mask.all(axis=0))
+    plane = np.abs(np.fft.fft2(np.fft.ifftshift(fill_gaps(total, unseen))))
     sizes = []
     for line in (plane[:, 0], plane[0]):
         half = line[: len(line) // 2] / line[0]

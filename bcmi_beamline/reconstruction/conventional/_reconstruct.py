@@ -55,7 +55,7 @@ class Recipe:
     smoothing: tuple[float, float] = (2.0, 0.6)
     threshold: tuple[float, float] = (0.2, 0.3)
     start_threshold: float = 0.1
-    detwin: bool = True
+    detwin: bool = False
 
     def steps(self, iterations: int) -> list[str]:
         """The algorithm of every iteration."""
