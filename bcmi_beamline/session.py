@@ -14,14 +14,16 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 import os
 import threading
+from collections import UserDict
 from collections.abc import Callable, Generator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bcmi_beamline.config import Beamline, Preset, load_beamline, load_preset
+from bcmi_beamline.config import Beamline, ConfigError, Preset, load_beamline, load_preset
 
 if TYPE_CHECKING:
     from bluesky import RunEngine
@@ -35,6 +37,43 @@ Progress = Callable[[float, str], None]
 
 class PlanInterrupted(RuntimeError):
     """The operator stopped the plan; the hardware was left in its safe state."""
+
+
+class StoredMetadata(UserDict):
+    """Metadata of every run to come (scan id, sample, proposal), kept in one JSON file between sessions.
+
+    Parameters
+    ----------
+    path : path
+        Read when it exists; rewritten, whole or not at all, at every change.
+
+    Raises
+    ------
+    ConfigError
+        When the file is not a JSON object.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+        if path.exists():
+            try:
+                self.data = dict(json.loads(path.read_text()))
+            except (ValueError, TypeError) as error:
+                raise ConfigError(f"{path}: not a JSON object ({error}); mend or remove it") from None
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        super().__setitem__(key, value)
+        self._store()
+
+    def __delitem__(self, key: str) -> None:
+        super().__delitem__(key)
+        self._store()
+
+    def _store(self) -> None:
+        beside = self._path.with_suffix(".part")
+        beside.write_text(json.dumps(self.data, indent=2) + "\n")
+        beside.replace(self._path)
 
 
 class RunProgress:
@@ -189,7 +228,6 @@ def _wire(source, beamline, directory, simulate, time_scale, connect_timeout_s, 
         )
 
     from bluesky import RunEngine
-    from bluesky.utils import PersistentDict
 
     from bcmi_beamline.data import DocumentLog, open_catalog
     from bcmi_beamline.devices import connect, make_devices
@@ -201,7 +239,7 @@ def _wire(source, beamline, directory, simulate, time_scale, connect_timeout_s, 
 
     in_main_thread = threading.current_thread() is threading.main_thread()
     options = {} if in_main_thread else {"context_managers": []}
-    RE = RunEngine(PersistentDict(str(directory / "metadata")), call_returns_result=True, **options)
+    RE = RunEngine(StoredMetadata(directory / "metadata.json"), call_returns_result=True, **options)
     RE.md["beamline"] = beamline.name
     log = DocumentLog(directory / "documents")
     RE.subscribe(log)  # first: what is on disk can always be replayed

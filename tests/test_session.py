@@ -1,0 +1,52 @@
+"""What a session keeps and reports, without a beamline."""
+
+import inspect
+
+import pytest
+
+from bcmi_beamline.config import ConfigError
+from bcmi_beamline.session import RunProgress, StoredMetadata, bind_plans, list_plans
+
+
+def test_metadata_survives_the_session(tmp_path):
+    path = tmp_path / "metadata.json"
+    first = StoredMetadata(path)
+    first["scan_id"] = 41
+    first["sample"] = "Pt on YSZ"
+    del first["sample"]
+    assert dict(StoredMetadata(path)) == {"scan_id": 41}
+
+
+@pytest.mark.parametrize("text", ["{", "3", '"words"'])
+def test_broken_metadata_is_one_clear_line(tmp_path, text):
+    path = tmp_path / "metadata.json"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as error:
+        StoredMetadata(path)
+    assert "metadata.json" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_progress_counts_the_primary_stream_only():
+    seen = []
+    progress = RunProgress(lambda fraction, message: seen.append((fraction, message)))
+    progress("start", {"scan_kind": "rocking", "num_points": 2})
+    progress("descriptor", {"name": "baseline", "uid": "b"})
+    progress("descriptor", {"name": "primary", "uid": "p"})
+    progress("event", {"descriptor": "b", "data": {}})
+    progress("event", {"descriptor": "p", "data": {"eiger_total": 1000}})
+    progress("event", {"descriptor": "p", "data": {}})
+    progress("stop", {"exit_status": "success"})
+    assert [fraction for fraction, _ in seen] == [0.0, 0.5, 1.0, 1.0]
+    assert "point 1 of 2, 1e+03 counts" in seen[1][1]
+    assert "success" in seen[-1][1]
+
+
+def test_bound_plans_lose_devices_and_keep_the_rest():
+    plans = list_plans()
+    assert {"align_modulator", "calibrate_modulator", "rocking_scan", "bcmi_experiment"} <= set(plans)
+    bound = bind_plans(object())
+    for name, plan in plans.items():
+        names = list(inspect.signature(bound[name]).parameters)
+        assert names == list(inspect.signature(plan).parameters)[1:]
+        assert inspect.isgeneratorfunction(bound[name])
