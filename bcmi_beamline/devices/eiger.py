@@ -82,8 +82,8 @@ class EigerCam(Device):
     acquire = Cpt(EpicsSignal, "Acquire", kind="omitted")
     armed = Cpt(EpicsSignalRO, "Armed", kind="omitted", auto_monitor=True)
     trigger_button = Cpt(EpicsSignal, "Trigger", kind="omitted")
-    state = Cpt(EpicsSignalRO, "State_RBV", string=True, kind="omitted", auto_monitor=True)
-    error = Cpt(EpicsSignalRO, "Error_RBV", string=True, kind="omitted", auto_monitor=True)
+    state = Cpt(EpicsSignalRO, "State_RBV", string=True, kind="omitted")
+    error = Cpt(EpicsSignalRO, "Error_RBV", string=True, kind="omitted")
 
     acquire_time = Cpt(EpicsSignalWithRBV, "AcquireTime", kind="config")
     trigger_mode = Cpt(EpicsSignalWithRBV, "TriggerMode", string=True, kind="config")
@@ -240,7 +240,7 @@ class Eiger(Device):
             ) from error
 
     def _error(self, what: str) -> EigerError:
-        said = [text for text in (_text_now(self.cam.state), _text_now(self.cam.error)) if text]
+        said = [text for text in (_text(self.cam.state), _text(self.cam.error)) if text]
         return EigerError(f"{self.name}: {what} (state {', '.join(said)})")
 
     def _arm(self) -> None:
@@ -329,7 +329,7 @@ class Eiger(Device):
                     f"frame {self._frames}"
                 )
 
-        if _text_now(self.cam.state) == "error":
+        if _text(self.cam.state) == "error":
             raise self._error(f"frame {self._frames} was not taken")
 
     def _take_note(self) -> None:
@@ -426,10 +426,10 @@ class Eiger(Device):
         return f"{self.name}: {self.cam.state.get()}, {state}, exposure {self.cam.acquire_time.get():g} s"
 
 
-def _text_now(signal: EpicsSignalRO) -> str:
-    """What a text says now: monitors may arrive after the completion of a put that caused them."""
+def _text(signal: EpicsSignalRO) -> str:
+    """What a text says; it never raises, since it is asked for what to say of another error."""
     try:
-        return str(signal.get(use_monitor=False))
+        return str(signal.get())
     except (TimeoutError, DisconnectedError):
         return "unknown"
 

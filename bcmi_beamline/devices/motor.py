@@ -61,6 +61,7 @@ class Motor(EpicsMotor):
     """
 
     user_setpoint = Cpt(Setpoint, ".VAL", limits=True, auto_monitor=True)
+    limit_violation = Cpt(EpicsSignalRO, ".LVIO", kind="omitted")
 
     def __init__(self, prefix: str = "", *, axis: AxisConfig | None = None, parent=None, **kwargs) -> None:
         self.axis: AxisConfig = axis or getattr(parent.config, kwargs["attr_name"])  # type: ignore[union-attr]
@@ -211,9 +212,9 @@ class Motor(EpicsMotor):
         where = f"{self.name}: at {here:g} {unit}, sent to {target:g} {unit}"
         if halted:
             return f"{where}: stopped"
-        if abs(here - target) > self.axis.tolerance and not self._started_moving:
-            return f"{where}: the record refused to move (limit or interlock)"
         if abs(here - target) > self.axis.tolerance:
+            if not self._started_moving or _number(self.limit_violation):
+                return f"{where}: the record refused to move (limit or interlock)"
             return f"{where}: ended {abs(here - target):.3g} {unit} short (tolerance {self.axis.tolerance:g})"
         return None if success else f"{where}: a limit switch is on or the record is in alarm"
 

@@ -149,7 +149,7 @@ axis_values = {
 NANO = pair(BEAMLINE)[0]
 
 
-@settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow])
 @given(st.fixed_dictionaries(axis_values), st.lists(st.sampled_from(_pose.AXES).flatmap(
     lambda axis: st.tuples(st.just(axis), axis_values[axis], st.booleans())), max_size=8))  # fmt: skip
 def test_no_sequence_of_moves_comes_inside_the_stand_off(start, moves):
