@@ -1,6 +1,12 @@
-"""Documents and files to scans and back: Tiled, the document log, CXI."""
+"""Documents and files to scans and back: the catalogue, the document log, CXI.
+
+Storage never stops a scan: documents go to a log on local disk first, then to the catalogue from a thread of
+its own. Files that cannot be used raise `FileError`, one line that names file, dataset, fault and mend.
+"""
 
 from bcmi_beamline.data._hdf5 import FileError
+from bcmi_beamline.data._load import export, load
+from bcmi_beamline.data.catalog import BackgroundTiledWriter, Catalog, CatalogError, open_catalog
 from bcmi_beamline.data.cxi import (
     read_crystal,
     read_cxi,
@@ -15,15 +21,25 @@ from bcmi_beamline.data.cxi import (
     write_reconstruction,
     write_rocking,
 )
+from bcmi_beamline.data.documents import DocumentLog, read_log, replay
 
 __all__ = [
+    "BackgroundTiledWriter",
+    "Catalog",
+    "CatalogError",
+    "DocumentLog",
     "FileError",
+    "export",
+    "load",
+    "open_catalog",
     "read_crystal",
     "read_cxi",
+    "read_log",
     "read_modulator",
     "read_ptychography",
     "read_reconstruction",
     "read_rocking",
+    "replay",
     "sha256",
     "write_cxi",
     "write_modulator",

@@ -1,0 +1,432 @@
+"""From a run to a scan: the window around the beam, bad pixels found, angles and positions in place."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, cast
+from urllib.parse import unquote, urlparse
+
+import h5py
+import hdf5plugin  # noqa: F401  registers the bitshuffle-LZ4 filter
+import numpy as np
+from scipy import ndimage
+
+from bcmi_beamline.data._hdf5 import FileError, Reader, file_error
+from bcmi_beamline.data.catalog import Catalog
+from bcmi_beamline.data.cxi import read_cxi, write_cxi
+from bcmi_beamline.geometry import Geometry
+from bcmi_beamline.scans import PtychographyScan, RockingScan
+
+Scan = RockingScan | PtychographyScan
+
+IMAGE = "eiger_image"
+PIXEL_MASK = "/entry/instrument/detector/detectorSpecific/pixel_mask"
+_BLOCK_BYTES = 64 * 2**20
+_HOT_FACTOR = 5.0
+_DEAD_NEIGHBOURS = 100.0
+_FEWEST_FRAMES = 8
+_NEIGHBOURS = np.array([[1, 1, 1], [1, 0, 1], [1, 1, 1]], bool)
+
+
+class _FrameSource(Protocol):
+    """Frames of one window, read when sliced along the first axis; unsigned integers."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]: ...
+    @property
+    def dtype(self) -> np.dtype: ...
+    def __getitem__(self, key: slice, /) -> np.ndarray: ...
+
+
+# -- where frames come from -------------------------------------------------------------------------
+class _LocalFrames:
+    """Frames in the detector's own files, in their order."""
+
+    def __init__(self, files: list[Path], dataset: str) -> None:
+        self._files, self._dataset = files, dataset
+        lengths = []
+        for path in files:
+            with self._open(path) as frames:
+                lengths.append(frames.shape[0])
+                self.dtype = frames.dtype
+        self.length = sum(lengths)
+        self._file_of = np.repeat(np.arange(len(files)), lengths)
+        self._row_of = np.concatenate([np.arange(n) for n in lengths]) if lengths else np.empty(0, int)
+
+    @contextlib.contextmanager
+    def _open(self, path: Path) -> Iterator[h5py.Dataset]:
+        try:
+            with h5py.File(path, "r", libver="latest", swmr=True) as file:
+                frames = file.get(self._dataset)
+                if not isinstance(frames, h5py.Dataset) or frames.ndim != 3 or frames.dtype.kind != "u":
+                    raise file_error(path, self._dataset, "holds no frames", "restore the detector's files")
+                yield frames
+        except OSError as error:
+            raise file_error(path, self._dataset, f"cannot be read ({error})", "restore the file") from None
+
+    def read(self, wanted: np.ndarray, cut: tuple[slice, slice]) -> np.ndarray:
+        out = np.empty((len(wanted), cut[0].stop - cut[0].start, cut[1].stop - cut[1].start), self.dtype)
+        for number in np.unique(self._file_of[wanted]):
+            with self._open(self._files[number]) as frames:
+                for place in np.flatnonzero(self._file_of[wanted] == number):
+                    out[place] = frames[(self._row_of[wanted[place]], *cut)]
+        return out
+
+
+class _ServedFrames:
+    """Frames that only the server can reach; it cuts out the window."""
+
+    def __init__(self, image: Any) -> None:
+        self._image = image
+        self.length, self.dtype = image.shape[0], np.dtype(image.dtype)
+
+    def read(self, wanted: np.ndarray, cut: tuple[slice, slice]) -> np.ndarray:
+        first = int(wanted[0])
+        block = self._image[(slice(first, int(wanted[-1]) + 1), *cut)]
+        return np.asarray(block)[wanted - first]
+
+
+class _WindowFrames:
+    """Rows `wanted` of a source, cut to a window."""
+
+    def __init__(
+        self, source: _LocalFrames | _ServedFrames, wanted: np.ndarray, cut: tuple[slice, slice]
+    ) -> None:
+        self._source, self._wanted, self._cut = source, wanted, cut
+        self.dtype = source.dtype
+        self.shape = (len(wanted), cut[0].stop - cut[0].start, cut[1].stop - cut[1].start)
+
+    def __getitem__(self, key: slice, /) -> np.ndarray:
+        return self._source.read(self._wanted[key], self._cut)
+
+
+class _CleanFrames:
+    """Frames as float32, bad pixels 0, lost counts (``invalid``) at the cutoff."""
+
+    ndim = 3
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, source: _FrameSource, mask: np.ndarray, invalid: int, cutoff: float | None) -> None:
+        self._source, self._mask, self._invalid, self._cutoff = source, mask, invalid, cutoff
+        self.shape = source.shape
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, key: slice, /) -> np.ndarray:
+        counts = self._source[key]
+        frames = counts.astype(np.float32)
+        if self._cutoff is not None:
+            frames[counts == self._invalid] = self._cutoff
+        frames[:, self._mask] = 0
+        return frames
+
+
+# -- bad pixels -------------------------------------------------------------------------------------
+@dataclass
+class _Survey:
+    """What each pixel did over a scan, (rows, columns) each."""
+
+    total: np.ndarray
+    """Counts of all frames but the one with most, so that a single cosmic ray condemns no pixel."""
+    counting: np.ndarray
+    """Frames with any counts."""
+    invalid: np.ndarray
+    """Frames without a valid count."""
+    saturated: np.ndarray
+    """Whether any frame reached the cutoff."""
+
+
+def _survey(source: _FrameSource, invalid: int, cutoff: float | None) -> _Survey:
+    shape = source.shape[1:]
+    total, largest = np.zeros(shape), np.zeros(shape)
+    counting, lost, saturated = np.zeros(shape, int), np.zeros(shape, int), np.zeros(shape, bool)
+    step = _frames_per_block(source)
+    for start in range(0, source.shape[0], step):
+        counts = source[start : start + step]
+        bad = counts == invalid
+        valid = np.where(bad, 0, counts)
+        total += valid.sum(axis=0, dtype=float)
+        largest = np.maximum(largest, valid.max(axis=0))
+        counting += np.count_nonzero(valid, axis=0)
+        lost += bad.sum(axis=0)
+        if cutoff is not None:
+            saturated |= (valid >= cutoff).any(axis=0)
+    return _Survey(total - largest, counting, lost, saturated)
+
+
+def _frames_per_block(source: _FrameSource) -> int:
+    return max(1, _BLOCK_BYTES // int(np.prod(source.shape[1:]) * source.dtype.itemsize))
+
+
+def find_hot_and_dead(total: np.ndarray, counting: np.ndarray, frames: int, mask: np.ndarray) -> np.ndarray:
+    """Pixels that disagree with all their neighbours in a way no far field does.
+
+    An oversampled far field changes little from pixel to pixel. Hot: counts in half the frames or more and
+    five times more than the best of its eight neighbours. Dead: no count at all where each neighbour has a
+    hundred.
+
+    Parameters
+    ----------
+    total : ndarray, (Ny, Nx)
+        Counts over the scan.
+    counting : ndarray, (Ny, Nx)
+        Frames in which the pixel counted.
+    frames : int
+        Frames in all; with fewer than eight nothing is judged.
+    mask : ndarray, (Ny, Nx), bool
+        Pixels known to be bad, which judge no others.
+
+    Returns
+    -------
+    ndarray, (Ny, Nx), bool
+    """
+    if frames < _FEWEST_FRAMES:
+        return np.zeros_like(mask)
+    known = np.where(mask, 0, total)
+    best = ndimage.maximum_filter(known, footprint=_NEIGHBOURS, mode="constant", cval=0)
+    hot = (2 * counting >= frames) & (known > _HOT_FACTOR * (best + np.sqrt(best)))
+    worst = ndimage.minimum_filter(
+        np.where(mask, np.inf, total), footprint=_NEIGHBOURS, mode="constant", cval=np.inf
+    )
+    dead = (total == 0) & (worst >= _DEAD_NEIGHBOURS) & np.isfinite(worst)
+    return (hot | dead) & ~mask
+
+
+# -- runs -------------------------------------------------------------------------------------------
+class _Run:
+    """One run as the catalogue gives it, asked for what a scan needs."""
+
+    def __init__(self, client: Any) -> None:
+        try:
+            self.start: dict[str, Any] = client.metadata["start"]
+            self._stop = client.metadata.get("stop") or {}
+        except (AttributeError, KeyError, TypeError):
+            raise ValueError(
+                f"{client!r} is no run; give a CXI file, a run of the catalogue, or a uid and the catalogue"
+            ) from None
+        self.name = f"run {self.start['uid'][:8]}"
+        if "primary" not in client:
+            raise self.fail("primary", "has no points", "take the scan again")
+        self._stream = client["primary"]
+        if IMAGE not in self._stream:
+            raise self.fail("primary", f"has no {IMAGE}", "name a scan that used the detector")
+
+    def fail(self, where: str, wrong: str, mend: str) -> FileError:
+        return file_error(self.name, where, wrong, mend)
+
+    def get(self, key: str, *parts: str) -> Any:
+        """Return part of the start document."""
+        value = self.start
+        for part in (key, *parts):
+            if not isinstance(value, dict) or part not in value:
+                where = ".".join((key, *parts))
+                raise self.fail(
+                    "start document", f"has no {where}", "take the scan with this package's plans"
+                )
+            value = value[part]
+        return value
+
+    def columns(self, *keys: str) -> list[np.ndarray]:
+        """Return readings, one value per event."""
+        missing = [key for key in keys if key not in self._stream]
+        if missing:
+            raise self.fail("primary", f"has no {', '.join(missing)}", "record it with the scan")
+        readings = self._stream.read(list(keys))
+        columns = [np.asarray(readings[key].values) for key in keys]
+        for key, values in zip(keys, columns, strict=True):
+            if values.dtype.kind not in "iuf" or not np.isfinite(values).all():
+                raise self.fail("primary", f"{key} holds values that are no finite numbers", "repair the run")
+        return columns
+
+    def optional(self, key: str) -> np.ndarray | None:
+        return self.columns(key)[0] if key in self._stream else None
+
+    def frames(self, points: int) -> tuple[_WindowFrames, np.ndarray]:
+        """Return the window of each point's frame, and the pixels of it known to be bad."""
+        image = self._stream[IMAGE]
+        files, dataset = _local_files(image)
+        source = _LocalFrames(files, dataset) if files else _ServedFrames(image)
+        rows = self.optional("eiger_frame")
+        wanted = np.arange(points) if rows is None else rows.astype(int)
+        if points == 0 or wanted.max() >= source.length:
+            wrong = f"{points} points but {source.length} frames"
+            raise self.fail(IMAGE, wrong, "restore the detector's files")
+        shape = tuple(image.shape[1:])
+        cut = self._window(shape)
+        bad = np.zeros(shape, bool)
+        for axis, name in enumerate(("masked_rows", "masked_columns")):
+            for first, last in self.get("detector", name):
+                bad[(slice(None),) * axis + (slice(first, last + 1),)] = True
+        if files:
+            bad |= self._pixel_mask(files[0], shape)
+        return _WindowFrames(source, wanted, cut), bad[cut]
+
+    def _window(self, shape: tuple[int, ...]) -> tuple[slice, slice]:
+        size, *centre = (int(self.get("window", name)) for name in ("size", "row", "column"))
+        cut = [slice(c - size // 2, c - size // 2 + size) for c in centre]
+        if size < 1 or any(s.start < 0 or s.stop > n for s, n in zip(cut, shape, strict=True)):
+            wrong = f"window of {size} around {tuple(centre)} does not lie on a detector of {shape}"
+            raise self.fail("start document", wrong, "correct the window")
+        return cut[0], cut[1]
+
+    def _pixel_mask(self, data_file: Path, shape: tuple[int, ...]) -> np.ndarray:
+        master = data_file.with_name(re.sub(r"_data_\d+\.h5$", "_master.h5", data_file.name))
+        if master == data_file or not master.exists():
+            return np.zeros(shape, bool)
+        with Reader(master) as reader:
+            if not reader.has(PIXEL_MASK):
+                return np.zeros(shape, bool)
+            return reader.array(PIXEL_MASK, shape=shape, kinds="iu") != 0
+
+    def metadata(self) -> dict[str, Any]:
+        """Return the provenance that travels with the scan."""
+        kept = (
+            "plan_name", "scan_kind", "scan_id", "time", "beamline", "sample", "proposal", "modulator",
+            "modulator_position_um", "calibration", "geometry", "window",
+        )  # fmt: skip
+        found = {key: self.start[key] for key in kept if key in self.start}
+        return {
+            "run_uid": self.start["uid"],
+            **found,
+            "exit_status": self._stop.get("exit_status", "unknown"),
+        }
+
+
+def _local_files(image: Any) -> tuple[list[Path], str]:
+    """Return the detector's files in order if all are on this machine, else none; and the dataset in them."""
+    sources = image.data_sources() or []
+    if len(sources) != 1 or "dataset" not in sources[0].parameters:
+        return [], ""
+    assets = sorted(sources[0].assets, key=lambda asset: asset.num or 0)
+    files = [Path(unquote(urlparse(asset.data_uri).path)) for asset in assets]
+    return (files if all(path.is_file() for path in files) else []), sources[0].parameters["dataset"]
+
+
+def _relative(flux: np.ndarray | None) -> np.ndarray | None:
+    """Flux over its mean; None for a monitor that saw nothing."""
+    return None if flux is None or not (flux > 0).all() else flux / flux.mean()
+
+
+def _scan(client: Any, *, in_memory: bool) -> Scan:
+    """Build the scan of a run; frames that stay on disk are read when sliced."""
+    run = _Run(client)
+    kind = run.get("scan_kind")
+    if kind not in ("rocking", "ptychography"):
+        raise run.fail("start document", f"scan_kind is {kind!r}", "name a rocking or ptychography run")
+    try:
+        geometry = Geometry(**run.get("geometry"))
+    except (TypeError, ValueError) as error:
+        raise run.fail("start document", f"geometry: {error}", "correct it") from None
+    circle = f"diffractometer_{run.get('rocking', 'circle')}" if kind == "rocking" else ""
+    axes = run.columns(*([circle] if kind == "rocking" else ["nanogoniometer_x", "nanogoniometer_y"]))
+    window, bad = run.frames(len(axes[0]))
+    source: _FrameSource = window[:] if in_memory else window  # pyright: ignore[reportAssignmentType]
+
+    cutoff = run.start["detector"].get("count_cutoff")
+    cutoff = None if cutoff is None else float(np.float32(cutoff))
+    invalid = int(np.iinfo(source.dtype).max)
+    seen = _survey(source, invalid, cutoff)
+    if kind == "rocking" and cutoff is not None:
+        bad |= seen.invalid == len(axes[0])  # the others are known to be saturated, frame by frame
+    else:
+        bad |= (seen.invalid > 0) | seen.saturated
+    bad |= find_hot_and_dead(seen.total, seen.counting, len(axes[0]), bad)
+    if bad.all():
+        raise run.fail("window", "every pixel is masked", "move the window off the gaps")
+    clean = _CleanFrames(source, bad, invalid, cutoff)
+    frames = cast(np.ndarray, clean[:] if in_memory else clean)
+    flux = _relative(run.optional("monitor_flux"))
+    metadata = run.metadata()
+
+    if kind == "ptychography":
+        return PtychographyScan(
+            frames=frames,
+            positions=np.column_stack(axes) * 1e-6,
+            mask=bad,
+            wavelength=geometry.wavelength,
+            propagation_distance=geometry.propagation_distance,
+            pixel_size=geometry.pixel_size,
+            sample_distance=geometry.modulator_distance,
+            flux=flux,
+            metadata=metadata,
+        )
+    modulator_in = run.get("modulator") == "in"
+    place = run.get("modulator_position_um") if modulator_in else None
+    return RockingScan(
+        frames=frames,
+        angles_deg=int(run.get("rocking", "sense")) * (axes[0] - float(run.get("rocking", "peak_deg"))),
+        mask=bad,
+        geometry=geometry if modulator_in else geometry.with_modulator(0.0),
+        flux=flux,
+        modulator_position=None if place is None else (place["x"] * 1e-6, place["y"] * 1e-6),
+        count_cutoff=cutoff,
+        metadata=metadata,
+    )
+
+
+def load(source: str | Path | Any, catalog: Catalog | None = None) -> Scan:
+    """Load a scan from a CXI file, a run, or a run's uid.
+
+    Parameters
+    ----------
+    source : path, str or run
+        A CXI file; a run of the catalogue (``catalog[-1]``); or the beginning of a run's uid.
+    catalog : Catalog, optional
+        Where to look for the uid.
+
+    Returns
+    -------
+    RockingScan or PtychographyScan
+        From a run: frames float32, cut to the window with the zero frequency at ``size // 2``; 0 where
+        masked.
+
+    Raises
+    ------
+    FileError
+        In one line: what the file or the run lacks and the mend.
+    CatalogError
+        When the catalogue has no such run.
+    """
+    if isinstance(source, Path) or (
+        isinstance(source, str) and (Path(source).suffix or Path(source).exists())
+    ):
+        content = read_cxi(source)
+        if not isinstance(content, Scan):
+            raise file_error(
+                source, "content", f"is a {type(content).__name__}, not a scan", "name another file"
+            )
+        return content
+    if isinstance(source, str):
+        if catalog is None:
+            raise ValueError(f"{source!r} is no file; give the catalogue that holds this run")
+        source = catalog.run(source)
+    return _scan(source, in_memory=True)
+
+
+def export(run: Any, path: str | Path, format: str = "cxi") -> None:
+    """Write a run into a file that other programs open, block by block: memory does not grow with the scan.
+
+    Parameters
+    ----------
+    run : run of the catalogue
+    path : path
+    format : {"cxi"}
+
+    Raises
+    ------
+    ValueError
+        For a format that is not available.
+    FileError
+        In one line: what the run lacks, or why the file cannot be written.
+    """
+    if format not in _FORMATS:
+        raise ValueError(f"no export format {format!r}; available: {', '.join(_FORMATS)}")
+    _FORMATS[format](path, _scan(run, in_memory=False))
+
+
+_FORMATS = {"cxi": write_cxi}
