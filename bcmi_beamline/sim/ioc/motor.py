@@ -100,7 +100,8 @@ class Motor(PVGroup):
         self._idle = asyncio.Event()
         self._idle.set()
         self._traveller: asyncio.Task[None] | None = None
-        self.setpoint.putter = self._on_val
+        record: Any = self.setpoint
+        record.putter = self._on_val
         for name in (
             "DVAL", "RLV", "TWF", "TWR", "HOMF", "HOMR", "STOP", "SPMG", "VELO", "OFF", "DIR",
             "HLM", "LLM", "DHLM", "DLLM",
@@ -152,7 +153,7 @@ class Motor(PVGroup):
     async def _publish_limits(self) -> None:
         """Dial limits are the truth; the user's follow offset and direction, and VAL carries them."""
         low, high = [self._user(limit) for limit in self._dial_limits][:: self._sign]
-        limits = {
+        limits: dict[str, Any] = {
             f"{end}_{kind}_limit": value
             for kind in ("ctrl", "disp")
             for end, value in (("lower", low), ("upper", high))
