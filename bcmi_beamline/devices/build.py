@@ -110,6 +110,8 @@ def _silent_pvs(device) -> list[str]:
 def connect(devices: Devices, timeout: float = 5.0) -> Devices:
     """Wait for every process variable of every device, all at once.
 
+    A busy IOC is given time: what is waited for is `timeout` seconds in which none has answered.
+
     Returns
     -------
     Devices
@@ -118,12 +120,14 @@ def connect(devices: Devices, timeout: float = 5.0) -> Devices:
     Raises
     ------
     NotConnectedError
-        One message that names each process variable without an answer after `timeout` seconds.
+        One message that names each process variable without an answer.
     """
+    waiting = [signal for device in devices.all() for signal in _signals(device)]
     deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline:
-        if all(signal.connected for device in devices.all() for signal in _signals(device)):
-            break
+    while waiting and time.monotonic() < deadline:
+        still = [signal for signal in waiting if not signal.connected]
+        if len(still) < len(waiting):
+            waiting, deadline = still, time.monotonic() + timeout
         time.sleep(0.02)
     silent = {device.name: pvs for device in devices.all() if (pvs := _silent_pvs(device))}
     if silent:
@@ -134,5 +138,5 @@ def connect(devices: Devices, timeout: float = 5.0) -> Devices:
             f"is the IOC running and EPICS_CA_ADDR_LIST right?\n{lines}"
         )
     for device in devices.all():
-        device.wait_for_connection(timeout=max(1.0, deadline - time.monotonic()))
+        device.wait_for_connection(timeout=timeout)
     return devices

@@ -21,7 +21,7 @@ from bcmi_beamline.config import EigerConfig
 from bcmi_beamline.devices._frames import DATASET, FrameReader, FrameStatistics, Window
 
 SETTING_TIMEOUT_S = 5.0
-ARMING_TIMEOUT_S = 10.0
+ARMING_TIMEOUT_S = 60.0
 READOUT_TIMEOUT_S = 30.0
 """On top of the exposure."""
 
