@@ -133,7 +133,7 @@ def run_demo(preset_name: str, out: Path, stage: Stage, seed: int = 0) -> dict[s
     measured = _measure(beamline, preset, out / "session", stage, clock)
     found = _reconstruct(measured, preset, stage, clock, seed)
     with clock("compare"), stage("Comparing with truth"):
-        truth = _compare(beamline, preset, found)
+        truth = _compare(beamline, preset, measured, found)
     with clock("write"), stage("Writing files and the report"):
         summary = _summarise(preset, measured, found, truth, seed)
         summary["seconds"] = clock.seconds
@@ -186,14 +186,15 @@ def _reconstruct(measured: Measured, preset: Preset, stage: Stage, clock: _Clock
     return Found(modulator, bcmi, bcdi)
 
 
-def _compare(beamline: Beamline, preset: Preset, found: Found) -> Truth:
+def _compare(beamline: Beamline, preset: Preset, measured: Measured, found: Found) -> Truth:
     from bcmi_beamline.reconstruction.metrics import compare
     from bcmi_beamline.truth import true_distance, true_object
 
     crystal = true_object(beamline, preset)
+    pose = measured.experiment.calibration.modulator_position_um
     return Truth(
         crystal=crystal,
-        d1_um=true_distance(beamline, preset) * 1e6,
+        d1_um=true_distance(beamline, preset, pose) * 1e6,
         hidden=preset.sim.hidden.model_dump(),
         bcmi=compare(found.bcmi, crystal),
         bcdi=compare(found.bcdi, crystal),

@@ -5,7 +5,7 @@ Only comparisons and file-making look here: nothing that is compared may.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -30,16 +30,15 @@ def true_object(beamline: Beamline, preset: Preset) -> Reconstruction:
     )
 
 
-def true_distance(beamline: Beamline, preset: Preset) -> float:
-    """Return the simulated crystal to modulator distance at the preset's z, m."""
-    return Twin(beamline, preset).truth_distance(preset.plan.modulator_z_um)
+def true_distance(beamline: Beamline, preset: Preset, pose: Mapping[str, float] | None = None) -> float:
+    """Return the simulated crystal to modulator distance, m, at a nanogoniometer `pose` (um, deg)."""
+    return Twin(beamline, preset).truth_distance(pose)
 
 
 def simulated_scan(
     kind: str, beamline: Beamline, preset: Preset, modulator_in: bool = True, progress: Progress | None = None
 ) -> RockingScan | PtychographyScan:
     """Return frames from the physics alone as a scan of `kind` ``"rocking"`` or ``"ptychography"``."""
-    d1 = preset.plan.modulator_z_um * 1e-6 + beamline.nanogoniometer.distance_at_z0_um * 1e-6
     metadata = {"simulated": preset.name}
     if kind == "rocking":
         scan = simulate_rocking(beamline, preset, modulator_in=modulator_in, progress=progress)
@@ -47,19 +46,21 @@ def simulated_scan(
             frames=scan.frames,
             angles_deg=scan.angles_deg,
             mask=scan.mask,
-            geometry=beamline.geometry(d1 if modulator_in else 0.0),
-            modulator_position=(0.0, 0.0) if modulator_in else None,
+            geometry=scan.geometry,
+            flux=scan.flux,
+            modulator_position=scan.modulator_position if modulator_in else None,
+            count_cutoff=scan.count_cutoff,
             metadata=metadata,
         )
     scan = simulate_ptychography(beamline, preset, progress=progress)
-    geometry = beamline.geometry(d1)
     return PtychographyScan(
         frames=scan.frames,
         positions=scan.positions,
         mask=scan.mask,
-        wavelength=geometry.wavelength,
-        propagation_distance=geometry.propagation_distance,
-        pixel_size=geometry.pixel_size,
-        sample_distance=d1,
+        wavelength=scan.geometry.wavelength,
+        propagation_distance=scan.geometry.propagation_distance,
+        pixel_size=scan.geometry.pixel_size,
+        sample_distance=scan.geometry.modulator_distance,
+        flux=scan.flux,
         metadata=metadata,
     )

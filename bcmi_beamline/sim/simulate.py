@@ -162,7 +162,7 @@ def _expose(
         if progress is not None:
             progress((j + 1) / len(poses), f"frame {j + 1} of {len(poses)}")
     surveyed = beamline.nanogoniometer.distance_at_z0_um
-    distance = (surveyed + place["z"]) * 1e-6 if modulator_in else 0.0
+    distance = (surveyed + preset.plan.modulator_z_um) * 1e-6 if modulator_in else 0.0
     return SimulatedScan(
         frames=frames,
         mask=twin.detector.pixel_mask[window] != 0,

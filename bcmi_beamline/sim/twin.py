@@ -78,6 +78,8 @@ class Twin:
         self._flux_noise = FluxNoise(sim.nuisances)
         self._position_error = PositionError(sim.nuisances)
         self._rng = np.random.default_rng([sim.nuisances.seed, 5])
+        self._pivot = (np.array(beamline.nanogoniometer.pivot_um) + sim.hidden.pivot_um) * 1e-6
+        self._survey = self._survey_stage()
         self._bragg = self._circles(self.aligned_pose())
         self._modes = self._coherence_modes()
         self._window_pixels = 128 * -(-(preset.plan.window + 64) // 128)
@@ -109,6 +111,8 @@ class Twin:
         hidden = self.preset.sim.hidden
         pose = self.nominal_pose()
         pose[self.beamline.rocking_circle] += hidden.bragg_offset_deg
+        shift = dict(zip("xyz", -self._survey * 1e6, strict=True))
+        pose |= {axis: pose[axis] + float(shift[axis]) for axis in "xyz"}
         return pose | {"mchi": hidden.mchi_deg, "mphi": hidden.mphi_deg}
 
     # -- what the beamline shows --------------------------------------------------------------------
@@ -164,14 +168,14 @@ class Twin:
         return image.astype(np.complex64), self.crystal.voxel_size
 
     def truth_modulator(self, pixel_size: float, shape: tuple[int, int]) -> np.ndarray:
-        """Transmission of the aligned modulator, band-limited to `pixel_size`.
+        """Transmission of the perpendicular modulator, band-limited to `pixel_size`.
 
         Parameters
         ----------
         pixel_size : float
             m.
         shape : tuple of int
-            Index ``n // 2`` is the point on the beam axis when the stage reads x = y = 0.
+            Index ``n // 2`` is the point that stands on the beam axis at `aligned_pose`.
 
         Returns
         -------
@@ -190,10 +194,15 @@ class Twin:
             transmission = np.moveaxis(np.fft.ifft(kept, axis=0), 0, axis) / finer
         return transmission.astype(np.complex64)
 
-    def truth_distance(self, z_um: float) -> float:
-        """Crystal to the aligned modulator at a reading of z, m."""
-        surveyed = self.beamline.nanogoniometer.distance_at_z0_um
-        return (surveyed + z_um + self.preset.sim.hidden.distance_um) * 1e-6
+    def truth_distance(self, pose: Mapping[str, float] | None = None) -> float:
+        """Crystal to modulator along the beam at `pose` (`aligned_pose` by default), m."""
+        return self._placement(self.aligned_pose() if pose is None else self._complete(pose)).distance
+
+    def truth_spot(self, pose: Mapping[str, float]) -> tuple[float, float]:
+        """(x, y) of the membrane point on the beam axis at `pose`, from that at `aligned_pose`, m."""
+        placement = self._placement(self._complete(pose))
+        column, row = placement.matrix @ -placement.origin
+        return float(column), float(-row)
 
     # -- the way of the light -------------------------------------------------------------------------
     def _complete(self, pose: Mapping[str, float]) -> dict[str, float]:
@@ -326,14 +335,27 @@ class Twin:
         frame = self.geometry.detector_frame
         x, y, z = (pose[axis] * 1e-6 for axis in "xyz")
         error = self._position_error(x, y)
+        reading = np.array([x + error[0], y + error[1], z + hidden.distance_um * 1e-6])
         return place_chip(
-            translation=np.array([x + error[0], y + error[1], z + hidden.distance_um * 1e-6]),
+            translation=reading + self._survey,
             tilts=(np.deg2rad(pose["mchi"] - hidden.mchi_deg), np.deg2rad(pose["mphi"] - hidden.mphi_deg)),
-            pivot=(np.array(stage.pivot_um) + hidden.pivot_um) * 1e-6,
+            pivot=self._pivot,
             squareness=(np.deg2rad(hidden.squareness_deg[0]), np.deg2rad(hidden.squareness_deg[1])),
             origin=np.array([0.0, 0.0, stage.distance_at_z0_um * 1e-6]),
             carrier=frame @ turned @ frame.T,
         )
+
+    def _survey_stage(self) -> np.ndarray:
+        """Zero of the translations, m: at the position "in", tilts reading 0, the pattern meets the beam.
+
+        That is how the operator mounts it, whatever tilt the membrane then really has.
+        """
+        hidden, pose = self.preset.sim.hidden, self.nominal_pose()
+        tilt = rotation_matrix("y", -np.deg2rad(hidden.mphi_deg)) @ rotation_matrix(
+            "x", -np.deg2rad(hidden.mchi_deg)
+        )
+        seen = np.array([pose["x"], pose["y"], pose["z"] + hidden.distance_um]) * 1e-6
+        return tilt.T @ (np.array([0, 0, seen[2]]) - self._pivot) + self._pivot - seen
 
     # -- the beam -----------------------------------------------------------------------------------------
     @property

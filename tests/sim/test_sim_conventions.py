@@ -27,7 +27,7 @@ def shifted(image, columns, rows):
 
 def fourier_model(twin, angle_deg, x_um, y_um, change):
     """Amplitudes of a frame from truth: project, angular spectrum, times the modulator, transform."""
-    distance = twin.truth_distance(1350.0)
+    distance = twin.truth_distance()
     geometry = BEAMLINE.geometry(distance)
     step, wavelength = geometry.object_pixel(N), geometry.wavelength
     image, voxel = twin.truth_object()
@@ -50,7 +50,7 @@ def fourier_model(twin, angle_deg, x_um, y_um, change):
 )
 def test_twin_obeys_the_conventions(twin, angle_deg, x_um, y_um):
     pose = twin.aligned_pose()
-    pose |= {"phi": pose["phi"] + angle_deg, "x": x_um, "y": y_um}
+    pose |= {"phi": pose["phi"] + angle_deg, "x": pose["x"] + x_um, "y": pose["y"] + y_um}
     rate = twin._rate(pose, (0.0, 0.0), 0.0)
     middle = len(rate) // 2
     seen = np.sqrt(rate[middle - 100 : middle + 100, middle - 100 : middle + 100]).astype(float)

@@ -151,9 +151,12 @@ def test_aligned_modulator_stands_on_the_axis_at_its_true_distance():
     placement = twin._placement(twin.aligned_pose())
     np.testing.assert_allclose(placement.origin, 0, atol=1e-12)
     np.testing.assert_allclose(placement.slope, 0, atol=1e-12)
-    assert placement.distance == pytest.approx(twin.truth_distance(1350.0)) == pytest.approx(1357e-6)
+    assert placement.distance == pytest.approx(twin.truth_distance()) == pytest.approx(1357e-6)
     tilted = twin._placement(twin.aligned_pose() | {"mchi": 1.9})
     # the true pivot is 5.06 mm below the axis and 30 um behind the surveyed plane, which is at the crystal
+    mounted = twin._placement(twin.nominal_pose())
+    np.testing.assert_allclose(mounted.origin, 0, atol=1e-12)
+    assert mounted.distance == pytest.approx(1357e-6)
     expected = (1357 - 30) * np.sin(np.deg2rad(1)) + 5060 * (1 - np.cos(np.deg2rad(1)))
     assert tilted.origin[1] * 1e6 == pytest.approx(expected, abs=0.5)
 

@@ -19,8 +19,11 @@ class Server(Context):
     """caproto's server with Nagle's algorithm off, which costs 40 ms a round trip otherwise."""
 
     async def server_accept_loop(self, sock: socket.socket) -> None:
-        """Accept clients; the sockets accepted inherit the option."""
+        """Accept clients, and say where; the sockets accepted inherit the option."""
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        address, port = sock.getsockname()[:2]
+        taken = "" if port == self.ca_server_port else f" (port {self.ca_server_port} is taken)"
+        print(f"serving {len(self.pvdb)} process variables on {address}:{port}{taken}", flush=True)
         await super().server_accept_loop(sock)
 
 
@@ -39,9 +42,9 @@ class Repeater(asyncio.DatagramProtocol):
         self._transport.sendto(bytes(RepeaterConfirmResponse("127.0.0.1")), addr)
 
 
-async def _outlive(parent: int, server: asyncio.Task[None]) -> None:
-    """Stop the server once its parent process is gone."""
-    while os.getppid() == parent:
+async def _outlive(parent: int | None, server: asyncio.Task[None]) -> None:
+    """Stop the server once its parent process, if it has one, is gone."""
+    while parent is None or os.getppid() == parent:
         await asyncio.sleep(PARENT_POLL_S)
     server.cancel()
 
@@ -61,21 +64,14 @@ async def serve(
         Process that has claimed all ports for this server alone: serve no longer than it lives, and stand in
         for the repeater.
     """
-    server = asyncio.create_task(Server(pvdb, interfaces).run())
     loop = asyncio.get_running_loop()
+    if parent is not None:
+        port = int(get_environment_variables()["EPICS_CA_REPEATER_PORT"])
+        await loop.create_datagram_endpoint(Repeater, local_addr=("127.0.0.1", port))
+    server = loop.create_task(Server(pvdb, interfaces).run())
+    watch = loop.create_task(_outlive(parent, server))
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, server.cancel)
-    if parent is None:
-        await _ended(server)
-        return
-    port = int(get_environment_variables()["EPICS_CA_REPEATER_PORT"])
-    repeater, _ = await loop.create_datagram_endpoint(Repeater, local_addr=("127.0.0.1", port))
-    watch = asyncio.create_task(_outlive(parent, server))
-    await _ended(server)
-    watch.cancel()
-    repeater.close()
-
-
-async def _ended(server: asyncio.Task[None]) -> None:
     with contextlib.suppress(asyncio.CancelledError):
         await server
+    watch.cancel()
