@@ -110,8 +110,9 @@ def prepare(scan: RockingScan, binning: int | None = None) -> Pattern:
 def _check(scan: RockingScan) -> None:
     if scan.modulator_in:
         raise ValueError(
-            f"conventional imaging needs frames taken with the modulator out, but geometry.modulator_distance "
-            f"is {scan.geometry.modulator_distance * 1e3:g} mm; reconstruct these with their modulator"
+            "conventional imaging needs frames taken with the modulator out, but "
+            f"geometry.modulator_distance is {scan.geometry.modulator_distance * 1e3:g} mm; "
+            "reconstruct these with their modulator"
         )
     if len(scan.frames) < 8:
         raise ValueError(

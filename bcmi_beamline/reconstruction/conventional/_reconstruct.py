@@ -49,11 +49,11 @@ class Recipe:
         Once, for ten iterations, allow only half of the support, so that an object and its twin part.
     """
 
-    schedule: tuple[tuple[str, float], ...] = (("hio", 0.3), ("raar", 0.5), ("er", 0.1), ("ml", 0.1))
+    schedule: tuple[tuple[str, float], ...] = (("hio", 0.2), ("raar", 0.6), ("er", 0.1), ("ml", 0.1))
     beta: float = 0.9
-    support_period: int = 20
+    support_period: int = 10
     smoothing: tuple[float, float] = (2.0, 0.6)
-    threshold: tuple[float, float] = (0.2, 0.3)
+    threshold: tuple[float, float] = (0.25, 0.4)
     start_threshold: float = 0.1
     detwin: bool = False
 
@@ -107,7 +107,8 @@ def reconstruct(
     binning : int, optional
         Detector pixels per side to sum; chosen from the fringes by default.
     combine : int
-        At most this many of the best trials make the answer.
+        At most this many of the best trials make the answer, and none whose free log-likelihood is more
+        than a tenth above the best: it is another solution, not the same one with other noise.
 
     Returns
     -------
@@ -232,7 +233,7 @@ def _combine(
     if not np.isfinite(scores).all():  # no free pixels: the error has to do
         scores = np.array([trial.error[-1] for trial in done])
     ranking = np.argsort(scores)
-    best = [int(i) for i in ranking[: max(1, combine)]]
+    best = [int(i) for i in ranking[: max(1, combine)] if scores[i] <= 1.1 * scores[ranking[0]]]
     pieces = [_centred(done[i], pattern) for i in best]
     box = _common_box([support for _, support in pieces])
     images = align_trials([image[box] for image, _ in pieces])

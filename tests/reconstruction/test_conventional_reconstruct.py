@@ -1,0 +1,180 @@
+"""Conventional phase retrieval of small crystals, from frames written down from the definitions."""
+
+import numpy as np
+import pytest
+
+from bcmi_beamline.geometry import Geometry
+from bcmi_beamline.reconstruction.conventional import Recipe, prepare, reconstruct
+from bcmi_beamline.reconstruction.metrics import compare
+from bcmi_beamline.scans import Reconstruction, RockingScan
+
+STEP_DEG = 0.02
+J, N = 32, 32
+PIXEL = 0.9e-3  # one coarse pixel for twelve: a small field of view for small arrays
+
+
+def crystal(geometry, bend=0.0, n_pixels=N, frames=J, phase_slope=(0.0, 0.0, 0.0)):
+    """A lopsided polyhedron on the sheared grid of a scan."""
+    voxel = (
+        geometry.rocking_voxel(frames, STEP_DEG),
+        geometry.object_pixel(n_pixels),
+        geometry.object_pixel(n_pixels),
+    )
+    z, row, x = np.meshgrid(*(np.arange(n) - n // 2 for n in (frames, n_pixels, n_pixels)), indexing="ij")
+    faces = [z - 4, -z - 5, row - 5, -row - 4, x - 4, -x - 5, 0.7 * x + 0.7 * row - 5, 0.6 * z - 0.8 * x - 4]
+    support = np.all([f <= 0 for f in faces], axis=0)
+    phase = bend * (0.03 * x**2 - 0.02 * row * z + 0.002 * z**3)
+    image = support * np.exp(1j * (phase + phase_slope[0] * z + phase_slope[1] * row + phase_slope[2] * x))
+    return Reconstruction(image.astype(np.complex64), support, voxel, geometry, geometry.shear)
+
+
+def rock(truth, angles_deg, counts=3e6, seed=0, mask=None, pixel_offset=0.0):
+    """Poisson frames, each from ``P_j = sum_zeta rho exp(-i kappa_j zeta)``."""
+    nz, n, _ = truth.image.shape
+    zeta = (np.arange(nz) - nz // 2) * truth.voxel_size[0]
+    frames = []
+    for angle in angles_deg:
+        kappa = truth.geometry.slow_frequency_step(1.0) * angle
+        slice_ = np.tensordot(np.exp(-1j * kappa * zeta), truth.image, 1)
+        wave = np.fft.fftshift(np.fft.fft2(np.fft.ifftshift(slice_)))
+        frames.append(np.abs(wave) ** 2)
+    frames = np.array(frames)
+    frames = np.random.default_rng(seed).poisson(frames * counts / frames.sum()).astype(np.float32)
+    mask = np.zeros((n, n), bool) if mask is None else mask
+    return RockingScan(frames, np.asarray(angles_deg, float), mask, truth.geometry)
+
+
+def angles(frames=J, offset=0.0):
+    return (np.arange(frames) - frames // 2) * STEP_DEG + offset
+
+
+def best(comparison):
+    return max(comparison.correlation, comparison.correlation_twin)
+
+
+@pytest.mark.parametrize("algorithm", ["hio", "raar", "dm"])
+def test_every_algorithm_recovers_an_unstrained_polyhedron(algorithm):
+    truth = crystal(Geometry(pixel_size=PIXEL))
+    recipe = Recipe(schedule=((algorithm, 0.8), ("er", 0.1), ("ml", 0.1)), threshold=(0.35, 0.45))
+    result = reconstruct(rock(truth, angles()), trials=2, iterations=120, recipe=recipe, seed=1)
+    comparison = compare(result, truth)
+    assert best(comparison) > 0.99, str(comparison)
+    assert result.image.dtype == np.complex64
+    assert result.error.shape == result.free_llk.shape == (2, 120)
+    ranked = np.array(result.metadata["trial_free_llk"])[result.metadata["ranking"]]
+    assert (np.diff(ranked) >= 0).all()
+
+
+def test_error_reduction_alone_does_with_a_known_support():
+    truth = crystal(Geometry(pixel_size=PIXEL))
+    recipe = Recipe(schedule=(("er", 1.0),))
+    result = reconstruct(
+        rock(truth, angles()), trials=2, iterations=150, recipe=recipe, support=truth, combine=1
+    )
+    assert compare(result, truth).correlation > 0.95
+
+
+@pytest.mark.parametrize("arm", ["horizontal", "vertical"])
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("descending", [False, True])
+def test_the_object_comes_out_in_the_crystals_frame(arm, sign, descending):
+    """With a known, lopsided support there is no twin to hide behind: every sign must be right."""
+    truth = crystal(Geometry(arm=arm, arm_sign=sign, pixel_size=PIXEL), bend=1.0)
+    theta = angles()[::-1] if descending else angles()
+    mask = np.zeros((N, N), bool)
+    mask[20] = True
+    result = reconstruct(rock(truth, theta, mask=mask), trials=1, iterations=120, support=truth)
+    comparison = compare(result, truth)
+    assert comparison.verdict == "correct" and comparison.correlation > 0.95, str(comparison)
+    assert result.shear == truth.geometry.shear
+    assert result.voxel_size == pytest.approx(truth.voxel_size)
+
+
+def test_offsets_of_the_grid_leave_no_ramp():
+    """Angles that miss the peak and binned pixels that straddle the centre are corrected exactly."""
+    geometry = Geometry(pixel_size=PIXEL)
+    truth = crystal(geometry, bend=1.0, n_pixels=2 * N)
+    scan = rock(truth, angles(offset=0.007), counts=1e7)
+    result = reconstruct(scan, trials=1, iterations=150, support=truth, binning=2)
+    assert result.configuration["binning"] == 2
+    assert result.voxel_size == pytest.approx(truth.voxel_size)
+    plain = compare(result, truth, ramp=False)
+    assert plain.correlation > 0.97, str(plain)
+
+
+def test_missing_and_shuffled_angles_are_bridged():
+    truth = crystal(Geometry(pixel_size=PIXEL))
+    scan = rock(truth, angles())
+    keep = np.random.default_rng(5).permutation(np.delete(np.arange(J), [5, 22]))
+    partial = RockingScan(scan.frames[keep], scan.angles_deg[keep], scan.mask, scan.geometry)
+    pattern = prepare(partial, binning=1)
+    whole = prepare(scan, binning=1)
+    assert pattern.counts.shape == whole.counts.shape
+    seen = ~pattern.mask
+    assert np.array_equal(pattern.counts[seen], whole.counts[seen])
+    assert pattern.mask.all(axis=(1, 2)).sum() == 2
+    assert pattern.kappa == pytest.approx(
+        whole.kappa, abs=1e-3 * abs(Geometry(pixel_size=PIXEL).slow_frequency_step(STEP_DEG))
+    )
+
+
+def test_binning_counts_every_photon_and_minds_the_mask():
+    truth = crystal(Geometry(pixel_size=PIXEL), n_pixels=2 * N)
+    mask = np.zeros((2 * N, 2 * N), bool)
+    scan = rock(truth, angles(), mask=mask)
+    assert prepare(scan, binning=2).counts.sum() == scan.frames.sum()
+    mask[30] = True
+    mask[40:44] = True
+    pattern = prepare(scan, binning=2)
+    lines = pattern.mask.any(axis=(0, 2))
+    assert set(np.flatnonzero(lines)) == {20, 21}  # a half-masked pixel is scaled up, a lost one masked
+    assert prepare(scan, binning=2).voxel_size == pytest.approx(truth.voxel_size)
+
+
+def test_saturated_pixels_are_not_believed():
+    scan = rock(crystal(Geometry(pixel_size=PIXEL)), angles())
+    scan.count_cutoff = float(scan.frames.max())
+    pattern = prepare(scan, binning=1)
+    assert pattern.mask.sum() >= 1 and pattern.counts.max() < scan.count_cutoff
+
+
+def test_a_window_of_awkward_length_is_trimmed_about_its_centre():
+    truth = crystal(Geometry(pixel_size=PIXEL), n_pixels=N, frames=37)
+    pattern = prepare(rock(truth, angles(37)), binning=1)
+    assert pattern.counts.shape == (36, N, N)
+    assert pattern.kappa == pytest.approx(0, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: setattr(s, "geometry", s.geometry.with_modulator(1.35e-3)), "modulator out"),
+        (lambda s: s.frames.fill(0), "empty"),
+        (lambda s: s.angles_deg.__setitem__(7, s.angles_deg[7] + 0.009), "not evenly spaced"),
+        (lambda s: s.angles_deg.fill(0.1), "repeat"),
+    ],
+)
+def test_unusable_scans_are_refused_with_one_line(change, message):
+    scan = rock(crystal(Geometry(pixel_size=PIXEL)), angles())
+    change(scan)
+    with pytest.raises(ValueError, match=message) as failure:
+        reconstruct(scan, trials=1, iterations=2)
+    assert "\n" not in str(failure.value)
+
+
+def test_a_support_that_does_not_fit_is_refused():
+    scan = rock(crystal(Geometry(pixel_size=PIXEL)), angles())
+    with pytest.raises(ValueError, match="fit the grid"):
+        reconstruct(scan, support=np.ones((4, 4, 4), bool))
+
+
+def test_progress_and_seed():
+    scan = rock(crystal(Geometry(pixel_size=PIXEL)), angles())
+    told = []
+    options = {"trials": 2, "iterations": 20, "seed": 3}
+    first = reconstruct(scan, **options, progress=lambda fraction, line: told.append((fraction, line)))
+    again = reconstruct(scan, **options)
+    assert np.abs(first.image - again.image).max() < 1e-3 * np.abs(first.image).max()
+    fractions = [fraction for fraction, _ in told]
+    assert fractions == sorted(fractions) and fractions[-1] == 1
+    assert "free LLK" in told[-1][1]
