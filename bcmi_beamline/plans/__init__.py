@@ -5,7 +5,15 @@ they found. Trajectories and fits are pure functions.
 """
 
 from bcmi_beamline.plans._stubs import move, take_point
-from bcmi_beamline.plans.alignment import AlignmentResult, TiltCurve, ZWalk, align_modulator, z_walk
+from bcmi_beamline.plans.alignment import (
+    AlignmentResult,
+    Pattern,
+    TiltCurve,
+    ZWalk,
+    align_modulator,
+    centre_pattern,
+    z_walk,
+)
 from bcmi_beamline.plans.bragg import BraggPeak, CrystalPosition, centre_crystal, find_bragg_peak
 from bcmi_beamline.plans.calibration import CalibrationResult, calibrate_modulator
 from bcmi_beamline.plans.dry_run import DryRun, dry_run
@@ -16,10 +24,12 @@ from bcmi_beamline.plans.fits import (
     PeakFit,
     PoorFit,
     SharpnessFit,
+    SlabFit,
     find_peak,
     fit_edge,
     fit_line,
     fit_sharpness,
+    fit_slab,
 )
 from bcmi_beamline.plans.modulator import ModulatorError, insert_modulator, retract_modulator
 from bcmi_beamline.plans.preprocessors import measure, safe_state_wrapper, scan_metadata
@@ -37,22 +47,26 @@ __all__ = [
     "LineFit",
     "ModulatorError",
     "PathReport",
+    "Pattern",
     "PeakFit",
     "PoorFit",
     "RockingResult",
     "SharpnessFit",
+    "SlabFit",
     "TiltCurve",
     "ZWalk",
     "align_modulator",
     "bcmi_experiment",
     "calibrate_modulator",
     "centre_crystal",
+    "centre_pattern",
     "dry_run",
     "find_bragg_peak",
     "find_peak",
     "fit_edge",
     "fit_line",
     "fit_sharpness",
+    "fit_slab",
     "insert_modulator",
     "measure",
     "move",

@@ -1,13 +1,16 @@
 """Act one: turn the modulator perpendicular to the diffracted beam.
 
-A tilt by ``alpha`` smears the tall side walls of the pattern over ``t tan(alpha)``. Two measurements find it:
+A tilt by ``alpha`` smears the tall side walls of the pattern over ``t tan(alpha)``. Three measurements:
 
-*z-walk* (coarse, signed, linear): an edge of the pattern is looked up at several z; seen from the beam it
-walks by ``tan(alpha)`` per unit of z. It measures the stage's axes, to which the membrane is mounted square
-up to a constant.
+*centre*: the pattern is searched and its middle brought into the beam, so that everything after sees it.
 
-*sharpness* (fine, the membrane itself): the share of counts scattered far out along x (y) is highest where
-the walls are parallel to the beam, and falls equally to either side when mphi (mchi) tilts them.
+*z-walk* (signed, linear): an edge of the pattern is looked up at several z; seen from the beam it walks by
+``tan(alpha)`` per unit of z. It measures the stage's axes, to which the membrane is mounted square up to a
+constant (squareness) that it cannot see.
+
+*sharpness* (the membrane itself): the share of counts scattered far out along x (y) is highest where the
+walls are parallel to the beam and falls equally to either side when mphi (mchi) tilts them. Interference of
+the walls under the small beam makes it differ from place to place, so many places are averaged.
 """
 
 from collections.abc import Mapping
@@ -25,9 +28,11 @@ from bcmi_beamline.plans.fits import (
     LineFit,
     PoorFit,
     SharpnessFit,
+    SlabFit,
     fit_edge,
     fit_line,
     fit_sharpness,
+    fit_slab,
 )
 from bcmi_beamline.plans.modulator import (
     Pose,
@@ -38,14 +43,19 @@ from bcmi_beamline.plans.modulator import (
     tilted,
 )
 from bcmi_beamline.plans.preprocessors import check_exposure, check_window, measure
+from bcmi_beamline.plans.trajectories import spiral
 
 Tilt = Literal["mchi", "mphi"]
+TILTS: tuple[Tilt, Tilt] = ("mphi", "mchi")
 
 FAR_FROM_START = 1 / 3
 """Share of the half range beyond which an optimum is scanned again, from where it was found."""
 
 WALK_Z = (0.0, 0.15, 0.4, 1.0)
 """Where along its z range an edge is looked up; close ones first, so that it is not lost."""
+
+DISAGREEMENT = 4.0
+"""z-walk and sharpness may differ by this many standard uncertainties."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +71,20 @@ class TiltCurve:
 
 
 @dataclass(frozen=True)
+class Pattern:
+    """The patterned field of the modulator; its middle is in the beam now."""
+
+    uids: tuple[str, ...]
+    x_um: float
+    y_um: float
+    width_um: tuple[float, float]
+    """Along x and y."""
+    fits: tuple[SlabFit, SlabFit]
+    scans: tuple[np.ndarray, np.ndarray]
+    """(position, high-q fraction) along x and along y, (points, 2)."""
+
+
+@dataclass(frozen=True)
 class ZWalk:
     """Position of one edge over z."""
 
@@ -68,6 +92,9 @@ class ZWalk:
     z_um: np.ndarray
     edges: tuple[EdgeFit, ...]
     line: LineFit
+    angle_deg: float
+    """Reading of the tilt at which the edge would not walk."""
+    angle_error_deg: float
 
 
 @dataclass(frozen=True)
@@ -82,76 +109,191 @@ class AlignmentResult:
     curves: dict[Tilt, TiltCurve]
     """Of the last pass."""
     z_walks: dict[Tilt, ZWalk]
-    """Empty when no edge was given."""
+    """Empty when none was asked for."""
+    pattern: Pattern | None
+    """None when the pattern was not searched."""
     uids: tuple[str, ...]
     """Every run, in order."""
 
 
-def _places(count: int, spacing_um: float) -> np.ndarray:
-    """Offsets (P, 2) from the spot, spread evenly (sunflower), the spot itself first."""
-    n = np.arange(count)
-    angle = n * np.pi * (3 - np.sqrt(5))
-    return spacing_um * np.sqrt(n)[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+# -- the pieces of a scan ------------------------------------------------------------------------------
 
 
-def _tilt_poses(
-    beamline: Beamline, centre: Mapping[str, float], tilt: Tilt, angles_deg: np.ndarray, places: np.ndarray
-) -> list[list[Pose]]:
-    """Poses per angle and place, each checked."""
-    poses = []
-    for angle in angles_deg:
-        pose = tilted(
-            beamline, centre, **{"mchi": centre["mchi"], "mphi": centre["mphi"], tilt: float(angle)}
-        )
-        poses.append([{**pose, "x": pose["x"] + dx, "y": pose["y"] + dy} for dx, dy in places])
-        for place in poses[-1]:
-            check_pose(beamline, place)
-    return poses
-
-
-def _sharpness_scan(
+def _run(
     devices: Devices,
-    tilt: Tilt,
-    centre: Mapping[str, float],
-    angles_deg: np.ndarray,
-    places: np.ndarray,
+    points: Any,
+    frames: int,
     exposure_s: float,
     window: int,
-    metadata: dict[str, Any] | None,
-) -> MsgGenerator[tuple[str, np.ndarray]]:
-    """One run over `angles_deg` and `places`; its uid and the high-q fractions (P, K)."""
-    poses = _tilt_poses(devices.beamline, centre, tilt, angles_deg, places)
+    axes: list[str],
+    alignment: Mapping[str, Any],
+    metadata: Mapping[str, Any] | None,
+    plan_name: str = "align_modulator",
+) -> MsgGenerator[tuple[str, Any]]:
+    """One run of kind "alignment" over axes of the nanogoniometer."""
     nano = devices.nanogoniometer
-    key = "eiger_high_q_x" if tilt == "mphi" else "eiger_high_q_y"
-
-    def points() -> MsgGenerator[np.ndarray]:
-        values = np.zeros((len(places), len(angles_deg)))
-        now = yield from read_pose(devices)
-        for k, at_angle in enumerate(poses):
-            for p, pose in enumerate(at_angle):
-                yield from move_modulator(devices, now, pose)
-                now = pose
-                point = yield from take_point(devices, nano.x, nano.y, nano.z, nano.mchi, nano.mphi)
-                values[p, k] = point.get(key, 0.0)
-        return values
-
     return (
         yield from measure(
             devices,
             points,
-            plan_name="align_modulator",
+            plan_name=plan_name,
             scan_kind="alignment",
             modulator="in",
-            frames=len(angles_deg) * len(places),
+            frames=frames,
             exposure_s=exposure_s,
             window=window,
-            more={
-                "motors": [getattr(nano, tilt).name],
-                "alignment": {"axis": tilt, "method": "sharpness", "places_um": places.tolist()},
-            },
+            more={"motors": [getattr(nano, axis).name for axis in axes], "alignment": dict(alignment)},
             metadata=metadata,
         )
     )
+
+
+def _walk_poses(devices: Devices, poses: list[Pose]) -> MsgGenerator[list[dict[str, float]]]:
+    """A frame at each pose."""
+    nano = devices.nanogoniometer
+    now: Mapping[str, float] = yield from read_pose(devices)
+    taken = []
+    for pose in poses:
+        yield from move_modulator(devices, now, pose)
+        now = pose
+        taken.append((yield from take_point(devices, nano.x, nano.y, nano.z, nano.mchi, nano.mphi)))
+    return taken
+
+
+def _high_q(points: list[dict[str, float]]) -> np.ndarray:
+    """Share of counts far out in any direction: higher where the beam meets the pattern."""
+    return np.array([p.get("eiger_high_q_x", 0.0) + p.get("eiger_high_q_y", 0.0) for p in points])
+
+
+def _go(devices: Devices, target: Mapping[str, float]) -> MsgGenerator[None]:
+    """From wherever it is to `target`."""
+    now = yield from read_pose(devices)
+    yield from move_modulator(devices, now, target)
+
+
+def _back_on_poor_fit(
+    devices: Devices, plan: MsgGenerator[Any], start: Mapping[str, float]
+) -> MsgGenerator[Any]:
+    """Run `plan`; where it cannot believe a fit, go back to the pose `start` before saying so."""
+    try:
+        return (yield from plan)
+    except PoorFit:
+        yield from _go(devices, start)
+        raise
+
+
+# -- find the pattern ----------------------------------------------------------------------------------
+
+
+def centre_pattern(
+    devices: Devices,
+    pattern_um: float = 40.0,
+    search_um: float = 160.0,
+    points: int = 41,
+    exposure_s: float = 0.2,
+    window: int = 432,
+    metadata: dict[str, Any] | None = None,
+) -> MsgGenerator[Pattern]:
+    """Search the patterned field of the modulator and bring its middle into the beam.
+
+    A spiral of half the field's width finds it; a scan along x and one along y across both edges centre it.
+
+    Parameters
+    ----------
+    devices : Devices
+        The beamline.
+    pattern_um : float
+        Width of the field as designed, um.
+    search_um : float
+        Diameter of the search, um.
+    points : int
+        Frames of each scan across the field.
+    exposure_s : float
+        Per frame, s.
+    window : int
+        Edge in pixels of the square around the beam that is analysed.
+    metadata : dict, optional
+        More keys for the start document.
+
+    Returns
+    -------
+    Pattern
+
+    Raises
+    ------
+    PoorFit
+        When there is no pattern within the search; the modulator is back where it was.
+    """
+    if not (pattern_um > 0 and search_um >= pattern_um and points >= 9):
+        raise ValueError("pattern: pattern_um positive, search_um at least pattern_um, points 9 or more")
+    check_exposure(exposure_s)
+    check_window(devices.beamline, window)
+    start = yield from ensure_modulator(devices, "in")
+    offsets = spiral((search_um, search_um), pattern_um / 2, "ellipse")
+    reach = search_um / 2 + pattern_um
+    for sign in (-1, 1):
+        check_pose(
+            devices.beamline, {**start, "x": start["x"] + sign * reach, "y": start["y"] + sign * reach}
+        )
+
+    def scan(poses: list[Pose], axes: list[str], method: str) -> MsgGenerator[tuple[str, np.ndarray]]:
+        uid, taken = yield from _run(
+            devices,
+            lambda: _walk_poses(devices, poses),
+            len(poses),
+            exposure_s,
+            window,
+            axes,
+            {"axis": "".join(axes), "method": method},
+            metadata,
+            plan_name="centre_pattern",
+        )
+        return uid, _high_q(taken)
+
+    def search() -> MsgGenerator[Pattern]:
+        poses = [{**start, "x": start["x"] + dx, "y": start["y"] + dy} for dx, dy in offsets]
+        uid, signal = yield from scan(poses, ["x", "y"], "search")
+        middle = {**start, **_brightest(poses, signal)}
+        uids, fits, scans = [uid], [], []
+        for axis in ("x", "y"):
+            places = middle[axis] + np.linspace(-pattern_um, pattern_um, points)
+            uid, signal = yield from scan([{**middle, axis: p} for p in places], [axis], "edges")
+            fits.append(fit_slab(places, signal))
+            middle[axis] = fits[-1].centre
+            uids.append(uid)
+            scans.append(np.stack([places, signal], axis=1))
+        yield from _go(devices, middle)
+        return Pattern(
+            uids=tuple(uids),
+            x_um=middle["x"],
+            y_um=middle["y"],
+            width_um=(fits[0].width, fits[1].width),
+            fits=(fits[0], fits[1]),
+            scans=(scans[0], scans[1]),
+        )
+
+    return (yield from _back_on_poor_fit(devices, search(), start))
+
+
+def _brightest(poses: list[Pose], signal: np.ndarray) -> dict[str, float]:
+    """Middle of the places where the signal stands out; refuses where nothing does.
+
+    The membrane around the pattern is featureless: what is not pattern agrees to within counting statistics.
+    """
+    low, high = float(signal.min()), float(signal.max())
+    inside = signal > (low + high) / 2
+    bare = signal[~inside]
+    if high - low < 10 * float(np.std(bare)) or len(bare) < 3:
+        raise PoorFit(
+            f"pattern: high-q fraction from {low:.4f} to {high:.4f} (scatter {np.std(bare):.4f}) shows no "
+            "field within the search; search wider or check that the modulator is in"
+        )
+    return {
+        axis: float(np.mean([p[axis] for p, lit in zip(poses, inside, strict=True) if lit])) for axis in "xy"
+    }
+
+
+# -- z-walk --------------------------------------------------------------------------------------------
 
 
 def z_walk(
@@ -159,8 +301,8 @@ def z_walk(
     tilt: Tilt,
     edge_um: float,
     z_range_um: float = 1500.0,
-    half_scan_um: float = 30.0,
-    points: int = 25,
+    half_scan_um: float = 14.0,
+    points: int = 15,
     exposure_s: float = 0.2,
     window: int = 432,
     metadata: dict[str, Any] | None = None,
@@ -204,7 +346,6 @@ def z_walk(
         raise ValueError("z walk: z_range_um and half_scan_um must be positive, points 7 or more")
     check_exposure(exposure_s)
     check_window(devices.beamline, window)
-    nano = devices.nanogoniometer
     start = yield from ensure_modulator(devices, "in")
     axis = "x" if tilt == "mphi" else "y"
     offsets = np.linspace(-half_scan_um, half_scan_um, points)
@@ -214,38 +355,38 @@ def z_walk(
 
     def walk() -> MsgGenerator[tuple[list[EdgeFit], LineFit]]:
         edges: list[EdgeFit] = []
-        now: Mapping[str, float] = start
         for z in heights:
             places = _expected_edge(heights, edges, z, start[axis] + edge_um) + offsets
-            signal = []
-            for place in places:
-                pose = {**start, axis: float(place), "z": float(z)}
-                yield from move_modulator(devices, now, pose)
-                now = pose
-                point = yield from take_point(devices, nano.x, nano.y, nano.z)
-                signal.append(point.get("eiger_high_q_x", 0.0) + point.get("eiger_high_q_y", 0.0))
-            edges.append(fit_edge(places, np.array(signal)))
+            taken = yield from _walk_poses(
+                devices, [{**start, axis: float(p), "z": float(z)} for p in places]
+            )
+            edges.append(fit_edge(places, _high_q(taken)))
         errors = np.array([edge.position_error for edge in edges])
         return edges, fit_line(heights, np.array([edge.position for edge in edges]), errors)
 
-    scan = measure(
+    scan = _run(
         devices,
         walk,
+        len(heights) * points,
+        exposure_s,
+        window,
+        [axis],
+        {"axis": tilt, "method": "z_walk", "z_um": heights.tolist()},
+        metadata,
         plan_name="z_walk",
-        scan_kind="alignment",
-        modulator="in",
-        frames=len(heights) * points,
-        exposure_s=exposure_s,
-        window=window,
-        more={
-            "motors": [getattr(nano, axis).name],
-            "alignment": {"axis": tilt, "method": "z_walk", "z_um": heights.tolist()},
-        },
-        metadata=metadata,
     )
     uid, (edges, line) = yield from _back_on_poor_fit(devices, scan, start)
-    yield from move_modulator(devices, (yield from read_pose(devices)), start)
-    return ZWalk(uid=uid, z_um=heights, edges=tuple(edges), line=line)
+    yield from _go(devices, start)
+    # A stage turned by mphi carries x down as z rises (R_y^T z), turned by mchi it carries y up (R_x^T z).
+    turn = line.angle_deg if tilt == "mphi" else -line.angle_deg
+    return ZWalk(
+        uid=uid,
+        z_um=heights,
+        edges=tuple(edges),
+        line=line,
+        angle_deg=start[tilt] + turn,
+        angle_error_deg=line.angle_error_deg,
+    )
 
 
 def _expected_edge(heights: np.ndarray, edges: list[EdgeFit], z: float, first: float) -> float:
@@ -256,24 +397,89 @@ def _expected_edge(heights: np.ndarray, edges: list[EdgeFit], z: float, first: f
     return float(np.polynomial.Polynomial.fit(heights[: len(found)], found, 1)(z))
 
 
-def _back_on_poor_fit(
-    devices: Devices, plan: MsgGenerator[Any], start: Mapping[str, float]
-) -> MsgGenerator[Any]:
-    """Run `plan`; where it cannot believe a fit, go back to the pose `start` before saying so."""
-    try:
-        return (yield from plan)
-    except PoorFit:
-        now = yield from read_pose(devices)
-        yield from move_modulator(devices, now, start)
-        raise
+# -- sharpness -----------------------------------------------------------------------------------------
 
 
-def _walked(tilt: Tilt, now_deg: float, line: LineFit) -> float:
-    """Reading at which an edge no longer walks.
+def _tilt_poses(
+    beamline: Beamline,
+    centre: Mapping[str, float],
+    tilt: Tilt,
+    angles_deg: np.ndarray,
+    positions: int,
+    field_um: float,
+) -> list[Pose]:
+    """Poses angle by angle, `positions` places each, no place twice; all checked.
 
-    A stage turned by mphi carries x down as z rises (``R_y^T z``), by mchi it carries y up (``R_x^T z``).
+    The places fill a disc of diameter `field_um` around the spot evenly (a sunflower, dealt out like cards).
     """
-    return now_deg + line.angle_deg if tilt == "mphi" else now_deg - line.angle_deg
+    count = len(angles_deg)
+    poses = []
+    for k, angle in enumerate(angles_deg):
+        tilts = {"mchi": centre["mchi"], "mphi": centre["mphi"], tilt: float(angle)}
+        pose = tilted(beamline, centre, **tilts)
+        for p in range(positions):
+            n = p * count + k
+            radius = field_um / 2 * np.sqrt(n / (count * positions))
+            turn = n * np.pi * (3 - np.sqrt(5))
+            poses.append(
+                {**pose, "x": pose["x"] + radius * np.cos(turn), "y": pose["y"] + radius * np.sin(turn)}
+            )
+            check_pose(beamline, poses[-1])
+    return poses
+
+
+def _sharpness_scan(
+    devices: Devices,
+    tilt: Tilt,
+    centre: Mapping[str, float],
+    angles_deg: np.ndarray,
+    positions: int,
+    field_um: float,
+    exposure_s: float,
+    window: int,
+    metadata: dict[str, Any] | None,
+) -> MsgGenerator[TiltCurve]:
+    """One run over `angles_deg`, and its fit."""
+    poses = _tilt_poses(devices.beamline, centre, tilt, angles_deg, positions, field_um)
+    uid, taken = yield from _run(
+        devices,
+        lambda: _walk_poses(devices, poses),
+        len(poses),
+        exposure_s,
+        window,
+        [tilt],
+        {"axis": tilt, "method": "sharpness", "positions": positions, "field_um": field_um},
+        metadata,
+    )
+    key = "eiger_high_q_x" if tilt == "mphi" else "eiger_high_q_y"
+    values = np.array([point.get(key, 0.0) for point in taken]).reshape(len(angles_deg), positions).T
+    return TiltCurve(uid, angles_deg, values, fit_sharpness(angles_deg, values))
+
+
+def _together(
+    tilt: Tilt, fit: SharpnessFit, walk: ZWalk | None, squareness_error_deg: float
+) -> tuple[float, float]:
+    """Weighted mean of sharpness and z-walk, the latter no better than the squareness is known.
+
+    Raises
+    ------
+    PoorFit
+        When the two contradict each other.
+    """
+    if walk is None:
+        return fit.angle_deg, fit.angle_error_deg
+    errors = np.array([fit.angle_error_deg, np.hypot(walk.angle_error_deg, squareness_error_deg)])
+    if abs(fit.angle_deg - walk.angle_deg) > DISAGREEMENT * np.hypot(*errors):
+        raise PoorFit(
+            f"{tilt}: sharpness says {fit.angle_deg:.2f} +- {errors[0]:.2f} deg, the z-walk "
+            f"{walk.angle_deg:.2f} +- {errors[1]:.2f} deg: is the membrane mounted square?"
+        )
+    weights = errors**-2
+    mean = (weights @ [fit.angle_deg, walk.angle_deg]) / weights.sum()
+    return float(mean), float(weights.sum() ** -0.5)
+
+
+# -- the plan ------------------------------------------------------------------------------------------
 
 
 def align_modulator(
@@ -282,17 +488,18 @@ def align_modulator(
     points: int = 25,
     positions: int = 3,
     exposure_s: float = 1.0,
-    edge_um: float | None = None,
-    spacing_um: float = 3.0,
+    pattern_um: float | None = 40.0,
+    walk: bool = True,
+    squareness_error_deg: float = 0.1,
     max_error_deg: float = 0.4,
     window: int = 432,
     metadata: dict[str, Any] | None = None,
 ) -> MsgGenerator[AlignmentResult]:
     """Find the tilts at which the modulator is perpendicular to the diffracted beam, and go there.
 
-    With `edge_um` a z-walk of each tilt comes first. Then the high-q sharpness is scanned over mphi and over
-    mchi, x, y and z following so that the same spot stays in the beam at the same distance, at several places
-    each. Where the optimum lies far from the start, both are scanned once more around it.
+    The pattern is centred, a z-walk turns each tilt near to its place, then the sharpness is scanned over
+    mphi and over mchi, x, y and z following so that the spot stays in the beam at the same distance. Where
+    the optimum lies far from the start, both are scanned once more around it.
 
     Parameters
     ----------
@@ -305,11 +512,13 @@ def align_modulator(
     positions : int
         Places on the modulator per angle, averaged.
     exposure_s : float
-        Per frame, s.
-    edge_um : float, optional
-        From where it stands to the edge of the pattern, along x and along y, um; no z-walk where absent.
-    spacing_um : float
-        Between the places, um.
+        Per frame of the sharpness scans, s; a fifth of it per frame of the others.
+    pattern_um : float, optional
+        Width of the patterned field as designed, um; None to take the beam to be on it, near its middle.
+    walk : bool
+        Whether to do z-walks; they need `pattern_um`.
+    squareness_error_deg : float
+        How well the membrane is known to be square to the stage, deg: limits the weight of the z-walks.
     max_error_deg : float
         A tilt known less well than this is not gone to (half a 23 nm pixel of smear: 0.44 deg).
     window : int
@@ -328,53 +537,66 @@ def align_modulator(
     PoorFit
         When a curve does not say where it is best; the modulator is back in the pose it started from.
     """
-    if not (half_range_deg > 0 and points >= 7 and positions >= 1 and spacing_um > 0):
-        raise ValueError(
-            "alignment: half_range_deg and spacing_um must be positive, points 7 or more, positions 1 or more"
-        )
+    if not (half_range_deg > 0 and points >= 7 and positions >= 1 and squareness_error_deg >= 0):
+        raise ValueError("alignment: half_range_deg must be positive, points 7 or more, positions 1 or more")
     check_exposure(exposure_s)
     check_window(devices.beamline, window)
     start = yield from ensure_modulator(devices, "in")
-    places = _places(positions, spacing_um)
+    field_um = 0.6 * (40.0 if pattern_um is None else pattern_um)
     steps = np.linspace(-half_range_deg, half_range_deg, points)
-    for tilt in ("mphi", "mchi"):
-        _tilt_poses(devices.beamline, start, tilt, start[tilt] + steps, places)
+    for tilt in TILTS:
+        _tilt_poses(devices.beamline, start, tilt, start[tilt] + steps, positions, field_um)
+    quick = {"exposure_s": exposure_s / 5, "window": window, "metadata": metadata}
 
     def search() -> MsgGenerator[AlignmentResult]:
-        pose, uids, walks, curves = start, [], {}, {}
-        if edge_um is not None:
-            for tilt in ("mphi", "mchi"):
-                walks[tilt] = yield from z_walk(devices, tilt, edge_um, window=window, metadata=metadata)
+        uids: list[str] = []
+        walks: dict[Tilt, ZWalk] = {}
+        curves: dict[Tilt, TiltCurve] = {}
+        pattern: Pattern | None = None
+        if pattern_um is not None:
+            pattern = yield from centre_pattern(devices, pattern_um, 4 * pattern_um, **quick)
+            uids += pattern.uids
+        pose = yield from read_pose(devices)
+        if pattern is not None and walk:
+            for tilt, width in zip(TILTS, pattern.width_um, strict=True):
+                walks[tilt] = yield from z_walk(devices, tilt, width / 2, **quick)
                 uids.append(walks[tilt].uid)
-                pose = yield from _turn(devices, pose, tilt, _walked(tilt, pose[tilt], walks[tilt].line))
+                pose = yield from _turn(devices, pose, tilt, walks[tilt].angle_deg)
+        found: dict[Tilt, tuple[float, float]] = {}
         for _ in range(2):
             centre = pose
-            for tilt in ("mphi", "mchi"):
-                angles = centre[tilt] + steps
-                uid, sharpness = yield from _sharpness_scan(
-                    devices, tilt, pose, angles, places, exposure_s, window, metadata
+            for tilt in TILTS:
+                curves[tilt] = yield from _sharpness_scan(
+                    devices,
+                    tilt,
+                    pose,
+                    centre[tilt] + steps,
+                    positions,
+                    field_um,
+                    exposure_s,
+                    window,
+                    metadata,
                 )
-                uids.append(uid)
-                fit = fit_sharpness(angles, sharpness)
-                if fit.angle_error_deg > max_error_deg:
+                uids.append(curves[tilt].uid)
+                found[tilt] = _together(tilt, curves[tilt].fit, walks.get(tilt), squareness_error_deg)
+                angle, error = found[tilt]
+                if error > max_error_deg:
                     raise PoorFit(
-                        f"{tilt}: {fit.angle_deg:.2f} +- {fit.angle_error_deg:.2f} deg, wanted within "
-                        f"{max_error_deg:g} deg: expose longer or use more positions"
+                        f"{tilt}: {angle:.2f} +- {error:.2f} deg, wanted within {max_error_deg:g} deg: "
+                        "expose longer or use more positions"
                     )
-                curves[tilt] = TiltCurve(uid, angles, sharpness, fit)
-                pose = yield from _turn(devices, pose, tilt, fit.angle_deg)
-            moved = max(abs(pose[tilt] - centre[tilt]) for tilt in ("mphi", "mchi"))
-            if moved <= FAR_FROM_START * half_range_deg:
+                pose = yield from _turn(devices, pose, tilt, angle)
+            if max(abs(pose[tilt] - centre[tilt]) for tilt in TILTS) <= FAR_FROM_START * half_range_deg:
                 break
-        mchi, mphi = curves["mchi"].fit, curves["mphi"].fit
         return AlignmentResult(
-            mchi_deg=mchi.angle_deg,
-            mchi_error_deg=mchi.angle_error_deg,
-            mphi_deg=mphi.angle_deg,
-            mphi_error_deg=mphi.angle_error_deg,
+            mchi_deg=found["mchi"][0],
+            mchi_error_deg=found["mchi"][1],
+            mphi_deg=found["mphi"][0],
+            mphi_error_deg=found["mphi"][1],
             modulator_position_um=pose,
             curves=curves,
             z_walks=walks,
+            pattern=pattern,
             uids=tuple(uids),
         )
 
@@ -382,9 +604,8 @@ def align_modulator(
 
 
 def _turn(devices: Devices, pose: Mapping[str, float], tilt: Tilt, angle_deg: float) -> MsgGenerator[Pose]:
-    """From wherever it is to the spot of `pose` with one tilt at `angle_deg`; the new pose."""
+    """To the spot of `pose` with one tilt at `angle_deg`; the new pose."""
     tilts = {"mchi": pose["mchi"], "mphi": pose["mphi"], tilt: angle_deg}
     target = tilted(devices.beamline, pose, **tilts)
-    now = yield from read_pose(devices)
-    yield from move_modulator(devices, now, target)
+    yield from _go(devices, target)
     return target

@@ -5,7 +5,6 @@ instead of returning a number it does not believe.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import lmfit
@@ -22,7 +21,7 @@ class PoorFit(RuntimeError):
 
 @dataclass(frozen=True)
 class SharpnessFit:
-    """Lorentzian ``background + amplitude / (1 + ((a - angle) / half_width)**2)`` over tilt angles."""
+    """``background + amplitude / (1 + ((a - angle) / half_width)**2)`` over tilt angles a."""
 
     angle_deg: float
     angle_error_deg: float
@@ -61,6 +60,15 @@ class EdgeFit:
 
 
 @dataclass(frozen=True)
+class SlabFit:
+    """Stretch of higher signal between two edges; unit of the scan."""
+
+    centre: float
+    centre_error: float
+    width: float
+
+
+@dataclass(frozen=True)
 class LineFit:
     """Straight line; for a z-walk the slope is the tangent of the tilt."""
 
@@ -95,18 +103,6 @@ def _checked(what: str, x: np.ndarray, y: np.ndarray, least: int) -> tuple[np.nd
     return x[good][order], y[good][order]
 
 
-def _fit(
-    what: str, function: Callable, x: np.ndarray, y: np.ndarray, parameters: lmfit.Parameters
-) -> lmfit.model.ModelResult:
-    """Least squares with uncertainties scaled to the scatter; refuses where the matrix is singular."""
-    result = lmfit.Model(function).fit(y, parameters, x=x, scale_covar=True)
-    if not result.success or any(
-        p.vary and (p.stderr is None or not np.isfinite(p.stderr)) for p in result.params.values()
-    ):
-        raise PoorFit(f"{what}: the fit did not settle; there may be no feature in the scanned range")
-    return result
-
-
 def _chance(y: np.ndarray, plain: np.ndarray, residual: np.ndarray, added: int, parameters: int) -> float:
     """F-test: probability that `added` parameters improve on the residuals `plain` as much by chance."""
     free = len(y) - parameters
@@ -115,22 +111,23 @@ def _chance(y: np.ndarray, plain: np.ndarray, residual: np.ndarray, added: int, 
     return float(stats.f.sf(gain / scatter, added, free)) if gain > 0 else 1.0
 
 
-def _lorentzian(x, background, amplitude, centre, half_width):
-    return background + amplitude / (1 + ((x - centre) / half_width) ** 2)
+def _log_lorentzian(x, background, amplitude, centre, half_width):
+    return np.log(background + amplitude / (1 + ((x - centre) / half_width) ** 2))
 
 
 def fit_sharpness(angles_deg: np.ndarray, sharpness: np.ndarray) -> SharpnessFit:
     """Angle at which the modulator is perpendicular, from the sharpness of its walls.
 
     A tilt smears the side walls of the pattern and the scattering far out across them falls, equally to
-    either side.
+    either side. How much there is differs from place to place by a factor, so the fit is made to logarithms
+    and places are averaged geometrically.
 
     Parameters
     ----------
     angles_deg : ndarray, (K,)
         Tilt readings.
     sharpness : ndarray, (K,) or (P, K)
-        High-q fraction; rows are averaged.
+        High-q fraction, positive; one row per place.
 
     Raises
     ------
@@ -140,24 +137,27 @@ def fit_sharpness(angles_deg: np.ndarray, sharpness: np.ndarray) -> SharpnessFit
         range.
     """
     what = "sharpness"
-    a, s = _checked(what, angles_deg, np.atleast_2d(sharpness).mean(axis=0), least=7)
+    positive = np.where(np.atleast_2d(sharpness) > 0, sharpness, np.nan)
+    a, log_s = _checked(what, angles_deg, np.log(positive).mean(axis=0), least=7)
+    s = np.exp(log_s)
     span, step = np.ptp(a), np.median(np.diff(a))
     smooth = ndimage.gaussian_filter1d(s, 1.0, mode="nearest")
     parameters = lmfit.Parameters()
-    parameters.add("background", value=float(s.min()))
-    parameters.add("amplitude", value=float(np.ptp(smooth)) or 1.0, min=0)
+    parameters.add("background", value=float(s.min()) / 2, min=1e-3 * float(s.min()))
+    parameters.add("amplitude", value=float(smooth.max() - s.min() / 2), min=0)
     parameters.add("centre", value=float(a[np.argmax(smooth)]), min=a[0] - span / 2, max=a[-1] + span / 2)
     parameters.add("half_width", value=span / 4, min=step / 2, max=3 * span)
-    result = _fit(what, _lorentzian, a, s, parameters)
+    result = lmfit.Model(_log_lorentzian).fit(log_s, parameters, x=a, scale_covar=True)
     best = result.params
-    centre, error = float(best["centre"].value), float(best["centre"].stderr)
-    line = np.polynomial.Polynomial.fit(a, s, 1)(a)
-    chance = _chance(s, s - line, s - result.best_fit, added=2, parameters=4)
+    line = np.polynomial.Polynomial.fit(a, log_s, 1)(a)
+    chance = _chance(log_s, log_s - line, log_s - result.best_fit, added=2, parameters=4)
     if chance > SIGNIFICANCE:
         raise PoorFit(
             f"{what}: no maximum between {a[0]:.2f} and {a[-1]:.2f} deg "
             f"(chance probability {chance:.2g}, wanted below {SIGNIFICANCE:g})"
         )
+    centre = float(best["centre"].value)
+    error = _centre_error(a, log_s, result)
     if not a[0] + step <= centre <= a[-1] - step:
         raise PoorFit(
             f"{what}: maximum at {centre:.2f} +- {error:.2f} deg lies at the end of the scan "
@@ -173,6 +173,22 @@ def fit_sharpness(angles_deg: np.ndarray, sharpness: np.ndarray) -> SharpnessFit
         background=float(best["background"].value),
         chance=chance,
     )
+
+
+def _centre_error(a: np.ndarray, log_s: np.ndarray, result: lmfit.model.ModelResult) -> float:
+    """Uncertainty of the centre; with the other parameters held where they have no covariance.
+
+    On a short scan background and width are degenerate; they are even about the centre and couple little.
+    """
+    error = result.params["centre"].stderr
+    if error is not None and np.isfinite(error):
+        return float(error)
+    values = {name: float(p.value) for name, p in result.params.items()}
+    shift = 1e-3 * float(np.ptp(a))
+    up, down = ({**values, "centre": values["centre"] + d} for d in (shift, -shift))
+    slope = (_log_lorentzian(a, **up) - _log_lorentzian(a, **down)) / (2 * shift)
+    scatter = float(np.sum((log_s - result.best_fit) ** 2)) / (len(a) - 4)
+    return float(np.sqrt(max(scatter, 1e-12) / np.sum(slope**2)))
 
 
 def find_peak(positions: np.ndarray, counts: np.ndarray, what: str = "rocking curve") -> PeakFit:
@@ -299,6 +315,49 @@ def fit_edge(positions: np.ndarray, signal: np.ndarray) -> EdgeFit:
         position_error=float(error) if error and np.isfinite(error) else step / math.sqrt(12),
         width=float(best["width"].value),
         step=float(best["step"].value),
+    )
+
+
+def _slab(x, low, step, centre, half_width, blur):
+    left, right = centre - half_width, centre + half_width
+    scale = math.sqrt(2) * blur
+    return low + step * (special.erf((x - left) / scale) - special.erf((x - right) / scale)) / 2
+
+
+def fit_slab(positions: np.ndarray, signal: np.ndarray) -> SlabFit:
+    """Centre and width of a stretch between two edges where the signal is higher.
+
+    Raises
+    ------
+    PoorFit
+        With fewer than nine points, no significant stretch, or one that is not inside the scan.
+    """
+    what = "pattern"
+    x, y = _checked(what, positions, signal, least=9)
+    step = float(np.median(np.diff(x)))
+    inside = x[y > (y.min() + y.max()) / 2]
+    parameters = lmfit.Parameters()
+    parameters.add("low", value=float(y.min()))
+    parameters.add("step", value=float(np.ptp(y)) or 1.0, min=0)
+    parameters.add(
+        "centre", value=float(inside.mean()) if len(inside) else float(x.mean()), min=x[0], max=x[-1]
+    )
+    parameters.add("half_width", value=max(float(np.ptp(inside)) / 2 if len(inside) else 0.0, step), min=0)
+    parameters.add("blur", value=step / 2, min=step / 20, max=float(np.ptp(x)))
+    result = lmfit.Model(_slab).fit(y, parameters, x=x, scale_covar=True)
+    best = {name: float(p.value) for name, p in result.params.items()}
+    chance = _chance(y, y - y.mean(), y - result.best_fit, added=4, parameters=5)
+    left, right = best["centre"] - best["half_width"], best["centre"] + best["half_width"]
+    if chance > SIGNIFICANCE or not (x[0] < left and right < x[-1]):
+        raise PoorFit(
+            f"{what}: not found with both edges between {x[0]:.1f} and {x[-1]:.1f} (best {left:.1f} to "
+            f"{right:.1f}, chance probability {chance:.2g}, wanted below {SIGNIFICANCE:g})"
+        )
+    error = result.params["centre"].stderr
+    return SlabFit(
+        centre=best["centre"],
+        centre_error=float(error) if error and np.isfinite(error) else step / math.sqrt(12),
+        width=2 * best["half_width"],
     )
 
 

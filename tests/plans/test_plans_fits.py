@@ -33,7 +33,7 @@ def test_sharpness_states_its_uncertainty():
     rng = np.random.default_rng(1)
     pulls = []
     for centre in rng.uniform(-2, 2, 100):
-        fit = fit_sharpness(ANGLES, lorentzian(centre) + rng.normal(0, 6e-4, (3, 15)))
+        fit = fit_sharpness(ANGLES, lorentzian(centre) * np.exp(rng.normal(0, 0.05, (3, 15))))
         assert fit.angle_error_deg < 0.3
         pulls.append((fit.angle_deg - centre) / fit.angle_error_deg)
     pull_is_sound(pulls)
