@@ -10,6 +10,7 @@ import numpy as np
 from bcmi_beamline.reconstruction.free_pixels import free_pixels
 from bcmi_beamline.reconstruction.modes import align_trials, eigen_modes
 from bcmi_beamline.reconstruction.modulation.chain import extend, walk_outward
+from bcmi_beamline.reconstruction.modulation.drift import drift_shows, find_drift
 from bcmi_beamline.reconstruction.modulation.operators import (
     FrameOperator,
     RockingOperator,
@@ -18,7 +19,7 @@ from bcmi_beamline.reconstruction.modulation.operators import (
 )
 from bcmi_beamline.reconstruction.modulation.refine import Problem, Solution, refine
 from bcmi_beamline.reconstruction.modulation.slices import (
-    ANSCOMBE,
+    frame_counts,
     make_targets,
     scale_to_counts,
     solve_from_noise,
@@ -36,9 +37,17 @@ from bcmi_beamline.scans import Modulator, Reconstruction, RockingScan
 
 Progress = Callable[[float, str], None]
 Start = Literal["random", "probe"]
+Drift = Literal["auto", "free", "none"]
 
 SYNCHRONISE_AT = (5, 8, 12, 16, 24, 32, 45, 60, 80, 100, 130, 160)
 """Steps along the chain after which the phases are synchronised."""
+
+TRUST_NONE, TRUST_FULL = 0.7, 0.95
+"""A frame is left out where less of its light than the first meets the trusted map, and counts fully above
+the second."""
+
+PILOT = 8
+"""Passes over all frames before a drift is looked for."""
 
 LOOSE_SIZES = (0.8e-6, 1.2e-6, 1.6e-6)
 """Edges, m, of the windows in which a crystal is looked for when no beam was calibrated."""
@@ -92,6 +101,11 @@ def prepare(
         window = find_window(operator_on, targets, modulator, np.random.default_rng(seed))
     operator = operator_on(window)
     rocking = RockingOperator(geometry, scan.angles_deg, pixel, window)
+    trust = frame_trust(operator, trusted, rocking)
+    if not (trust > TRUST_NONE).any():
+        raise ValueError(
+            "no frame's light falls on the trusted part of the modulator: calibrate a wider field"
+        )
     thickness = 1.3 * thickness_from_counts(frame_counts(targets) / flux, rocking.kappa)
     if support is None:
         reach = thickness + 2 * np.abs(rocking.shear_offset).max()
@@ -103,16 +117,35 @@ def prepare(
         rocking=rocking,
         targets=targets,
         amplitude=np.sqrt(flux).astype(np.float32),
-        weight=np.ones(len(targets), np.float32),
+        weight=np.clip((trust - TRUST_NONE) / (TRUST_FULL - TRUST_NONE), 0, 1).astype(np.float32),
         region=region,
         thickness=thickness,
         tighten=support is None,
     )
 
 
-def frame_counts(targets: np.ndarray) -> np.ndarray:
-    """Counts in the pixels in use of each frame, (J,)."""
-    return np.array([(t[t >= 0].astype(float) ** 2 - ANSCOMBE).sum() for t in targets])
+def needed_oversampling(scan: RockingScan) -> int:
+    """2 where the walking beam, half a micrometre wide, leaves the field that the pixels allow; else 1."""
+    geometry = scan.geometry
+    field = geometry.wavelength * geometry.propagation_distance / geometry.pixel_size
+    turn = np.deg2rad(np.abs(scan.angles_deg).max()) * geometry.modulator_distance
+    walk = max(abs(turn * w) for w in geometry.walk_per_radian)
+    return 2 if walk + 0.5e-6 > 0.45 * field else 1
+
+
+def frame_trust(operator: FrameOperator, trusted: np.ndarray, rocking: RockingOperator) -> np.ndarray:
+    """Part of each frame's light that meets the trusted map, (J,), were the crystal unstrained.
+
+    The light of a uniform crystal that fills the middle of the window, walking over the modulator as the
+    crystal rocks.
+    """
+    ny, nx = operator.window.shape
+    disc = np.multiply.outer(np.hanning(ny + 2)[1:-1], np.hanning(nx + 2)[1:-1])
+    parts = []
+    for j in range(len(rocking.kappa)):
+        light = np.abs(operator.to_modulator(disc * rocking.tilt(slice(j, j + 1))[0])) ** 2
+        parts.append(light[trusted].sum() / light.sum())
+    return np.array(parts)
 
 
 def find_window(
@@ -147,7 +180,7 @@ def central_wave(
     """Exit wave of the frame the chain begins with: from the calibrated beam, or from noise."""
     target = problem.targets[frame]
     if modulator is None:
-        return solve_from_noise(problem.operator, target, rng, problem.region.any(axis=0))[0]
+        return solve_from_noise(problem.operator, target, rng, np.any(problem.region, axis=0))[0]
     beam = beam_at_crystal(modulator, problem.operator)[None]
     start = scale_to_counts(problem.operator, beam, target[None])
     return solve_waves(problem.operator, start, target[None], 10)[0][0]
@@ -185,7 +218,7 @@ def chain(
         waves, image = synchronise(waves, problem.matrix, support)
         if problem.tighten:
             support = shrink_wrap(image, problem.region, 0.25)
-    return Solution(image * support, support)
+    return Solution(image * support, support, waves=waves)
 
 
 def solve(
@@ -193,9 +226,10 @@ def solve(
     iterations: int,
     rng: np.random.Generator,
     modulator: Modulator | None = None,
+    drift: Drift = "auto",
     report: Progress | None = None,
 ) -> Solution:
-    """One trial: central wave, chain, all frames together.
+    """One trial: central wave, chain, all frames together; and where it shows, the drift.
 
     Parameters
     ----------
@@ -205,30 +239,38 @@ def solve(
     rng : Generator
     modulator : Modulator, optional
         Start from its calibrated beam rather than from noise.
+    drift : {"auto", "free", "none"}
+        Follow the drift of the crystal where the data ask for it, always, or never.
     report : callable, optional
         Given the fraction of the trial done and a line.
     """
-    counts = frame_counts(problem.targets)
-    frame = int(np.argmax(counts) if modulator is None else np.argmin(np.abs(problem.rocking.kappa)))
+    frame = int(np.argmax(problem.counts) if modulator is None else np.argmin(np.abs(problem.rocking.kappa)))
 
     def say(fraction: float, line: str) -> None:
         if report is not None:
             report(fraction, line)
 
-    say(0.0, "central frame")
-    central = central_wave(problem, frame, rng, modulator)
-    solution = chain(problem, central, frame, lambda done: say(0.05 + 0.45 * done, "frame by frame"))
-
-    def after(iteration: int, state: Solution) -> None:
-        if problem.tighten and iteration in (iterations // 4, iterations // 2):
+    def after(_: int, state: Solution) -> None:
+        done = len(state.error)
+        if problem.tighten and done in (iterations // 4, iterations // 2):
             state.support = shrink_wrap(state.image, problem.region, 0.2)
             state.image = state.image * state.support
         say(
-            0.5 + 0.5 * (iteration + 1) / iterations,
+            0.5 + 0.5 * min(done / iterations, 1),
             f"all frames, error {state.error[-1]:.4f}, free log-likelihood {state.free_llk[-1]:.3f}",
         )
 
-    return refine(problem, solution, iterations, after)
+    say(0.0, "central frame")
+    central = central_wave(problem, frame, rng, modulator)
+    solution = chain(problem, central, frame, lambda done: say(0.05 + 0.45 * done, "frame by frame"))
+    pilot = min(PILOT, iterations)
+    solution = refine(problem, solution, pilot, after)
+    free_drift = drift == "free" or (drift == "auto" and drift_shows(problem, solution))
+    if free_drift:
+        say(0.5, "drift, from the exit waves")
+        moving = refine(problem, find_drift(problem, solution), pilot)
+        solution = min(solution, moving, key=lambda s: s.error[-1])
+    return refine(problem, solution, iterations - pilot, after, free_drift)
 
 
 def reconstruct(
@@ -241,7 +283,8 @@ def reconstruct(
     support: np.ndarray | None = None,
     progress: Progress | None = None,
     start: Start = "random",
-    oversampling: int = 1,
+    drift: Drift = "auto",
+    oversampling: int | None = None,
     free_fraction: float = 0.05,
 ) -> Reconstruction:
     """Reconstruct a crystal from a rocking curve taken through a calibrated modulator.
@@ -262,8 +305,11 @@ def reconstruct(
         Given the fraction done and a line.
     start : {"random", "probe"}
         Begin the first frame from noise, or from the beam of the calibration.
-    oversampling : int
-        Detector samples per pixel and axis; 2 where the beam spreads beyond ``lambda d2 / p``.
+    drift : {"auto", "free", "none"}
+        Follow the drift of the crystal across the beam where the data ask for it, always, or never.
+    oversampling : int, optional
+        Detector samples per pixel and axis; else 2 where the beam walks out of ``lambda d2 / p``, 1 where
+        it stays inside.
     free_fraction : float
         Part of the pixels kept free to judge by.
 
@@ -281,7 +327,8 @@ def reconstruct(
         raise ValueError(f"trials and iterations must be 1 at least, not {trials} and {iterations}")
     if start == "probe" and not modulator.probe.any():
         raise ValueError("start='probe' needs the calibrated beam, and this modulator has none: use 'random'")
-    options = {"oversampling": oversampling, "free_fraction": free_fraction, "seed": seed}
+    fine = oversampling or needed_oversampling(scan)
+    options = {"oversampling": fine, "free_fraction": free_fraction, "seed": seed}
     problem = prepare(scan, modulator, support=support, **options)
     solutions = []
     for trial in range(trials):
@@ -291,12 +338,15 @@ def reconstruct(
                 progress((trial + fraction) / trials, f"trial {trial + 1} of {trials}: {line}")
 
         rng = np.random.default_rng((seed, trial))
-        solutions.append(solve(problem, iterations, rng, modulator if start == "probe" else None, report))
+        solutions.append(
+            solve(problem, iterations, rng, modulator if start == "probe" else None, drift, report)
+        )
     configuration = {
         "method": "bcmi",
         "trials": trials,
         "iterations": iterations,
         "start": start,
+        "drift": drift,
         **options,
         "modulator_distance": modulator.sample_distance,
         "modulator_run_uid": modulator.metadata.get("run_uid"),

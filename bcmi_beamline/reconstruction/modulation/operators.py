@@ -23,7 +23,7 @@ from bcmi_beamline.scans import Modulator, RockingScan
 
 @dataclass(frozen=True)
 class Window:
-    """Where the exit wave may be: `shape` (rows, columns) pixels about the point `centre` pixels off the axis."""
+    """Where the exit wave may be: `shape` pixels about a point `centre` off the axis (rows, columns)."""
 
     shape: tuple[int, int]
     centre: tuple[int, int] = (0, 0)
@@ -156,7 +156,7 @@ class FrameOperator:
 
     def intensity(self, psi: np.ndarray) -> np.ndarray:
         """Counts per pixel (..., Ny, Nx) of waves on the detector."""
-        counts = psi.real**2 + psi.imag**2
+        counts = np.real(psi) ** 2 + np.imag(psi) ** 2
         v = self.oversampling
         if v == 1:
             return counts

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from bcmi_beamline.reconstruction.fourier import fft2, ifft2
 from bcmi_beamline.reconstruction.modulation.operators import (
     FrameOperator,
     RockingOperator,
     slow_transform,
 )
-from bcmi_beamline.reconstruction.modulation.slices import descend
+from bcmi_beamline.reconstruction.modulation.slices import descend, frame_counts
 
 BLOCK = 8
 """Frames per transform: enough to fill the processors, few enough to stay in their cache."""
@@ -49,56 +50,67 @@ class Problem:
     thickness: float
     tighten: bool = True
     matrix: np.ndarray = field(init=False)
+    frames: np.ndarray = field(init=False)
     norm: float = field(init=False)
     free_count: int = field(init=False)
+    counts: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
         self.matrix = self.rocking.matrix(len(self.region))
-        self.norm = float(
-            (np.square(self.targets, where=self.targets >= 0, out=np.zeros_like(self.targets))).sum()
-        )
-        self.free_count = int((self.targets <= -2).sum())
+        self.counts = frame_counts(self.targets)
+        self.frames = np.flatnonzero(self.weight > 0)
+        squares = [np.square(t[t >= 0], dtype=float).sum() for t in self.targets]
+        self.norm = float(np.sum(squares * self.weight))
+        self.free_count = int((self.targets[self.frames] <= -2).sum())
+
+    @property
+    def metres_per_pixel(self) -> np.ndarray:
+        """(x', y') in metres of a step along (columns, rows)."""
+        py, px = self.operator.pixel
+        return np.array([px, -py])
 
     def waves(self, image: np.ndarray) -> np.ndarray:
         """Exit waves (J, ny, nx) of a crystal, in the light of each frame."""
         return self.amplitude[:, None, None] * slow_transform(self.matrix, image)
 
-    def descent(
-        self, waves: np.ndarray, frames: np.ndarray, shifts: np.ndarray | None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """`descend` for some frames of `waves` (J, ny, nx), a few at a time."""
-        directions = np.empty((len(frames), *waves.shape[1:]), np.complex64)
-        sums = np.zeros(2)
-        for first in range(0, len(frames), BLOCK):
-            part = frames[first : first + BLOCK]
-            moved = None if shifts is None else shifts[part]
-            directions[first : first + len(part)], s = descend(
-                self.operator, waves[part], self.targets[part], moved
-            )
-            sums += s.sum(axis=0)
-        return directions, sums
+    def descent(self, waves: np.ndarray, shifts: np.ndarray | None) -> tuple[np.ndarray, float, float]:
+        """`descend` for all trusted frames of `waves` (J, ny, nx), a few at a time.
 
-    def back(self, directions: np.ndarray, frames: np.ndarray) -> np.ndarray:
-        """Descent direction of the crystal from those of the exit waves of `frames`."""
-        scale = (self.weight * self.amplitude)[frames, None, None].astype(np.float32)
-        return slow_transform(self.matrix[frames].conj().T, scale * directions)
+        Returns
+        -------
+        directions : ndarray, (J, ny, nx)
+            0 for frames that are not trusted.
+        misfit : float
+            Weighted.
+        free : float
+            Free log-likelihood, summed.
+        """
+        directions = np.zeros_like(waves)
+        misfit = free = 0.0
+        for first in range(0, len(self.frames), BLOCK):
+            part = self.frames[first : first + BLOCK]
+            moved = None if shifts is None else shifts[part]
+            directions[part], sums = descend(self.operator, waves[part], self.targets[part], moved)
+            misfit += float(sums[:, 0] @ self.weight[part])
+            free += float(sums[:, 1].sum())
+        return directions, misfit, free
+
+    def back(self, directions: np.ndarray) -> np.ndarray:
+        """Descent direction of the crystal from those of the exit waves."""
+        scale = (self.weight * self.amplitude)[:, None, None]
+        return slow_transform(self.matrix.conj().T, scale * directions)
 
 
 @dataclass
 class Solution:
-    """Where a trial stands: crystal, support, drift and its history."""
+    """Where a trial stands: crystal, support, drift (J, 2) in m, its history, the exit waves of the chain."""
 
     image: np.ndarray
     support: np.ndarray
     shifts: np.ndarray | None = None
     error: list[float] = field(default_factory=list)
     free_llk: list[float] = field(default_factory=list)
-
-
-def record(problem: Problem, solution: Solution, sums: np.ndarray) -> None:
-    """Append the relative misfit and the mean free log-likelihood of one pass over the data."""
-    solution.error.append(float(np.sqrt(sums[0] / problem.norm)))
-    solution.free_llk.append(float(sums[1] / problem.free_count) if problem.free_count else float("nan"))
+    waves: np.ndarray | None = None
 
 
 def refine(
@@ -106,11 +118,12 @@ def refine(
     solution: Solution,
     iterations: int,
     after: Callable[[int, Solution], None] | None = None,
+    free_drift: bool = False,
 ) -> Solution:
     """Nesterov-accelerated descent of the crystal within its support, restarted when the misfit rises.
 
-    The gradient of ``sum_j w_j sum (sqrt(I_c + 3/8) - sqrt(I_o + 3/8))^2``, step 1 (the operators add no
-    light); restart after B. O'Donoghue and E. Candes, Found. Comput. Math. 15, 715 (2015).
+    Down the gradient of ``sum_j w_j sum (sqrt(I_c + 3/8) - sqrt(I_o + 3/8))^2``; restart after
+    B. O'Donoghue and E. Candes, Found. Comput. Math. 15, 715 (2015).
 
     Parameters
     ----------
@@ -120,21 +133,68 @@ def refine(
     iterations : int
         Passes over all frames.
     after : callable, optional
-        Called with (iteration, solution) after each; may tighten the support or move the drift.
+        Called with (iteration, solution) after each pass; may tighten the support.
+    free_drift : bool
+        Follow the drift as well, by the same pass's derivatives: it costs no transform of a frame.
     """
-    frames = np.arange(len(problem.targets))
     ahead, age = solution.image, 0
     for iteration in range(iterations):
-        directions, sums = problem.descent(problem.waves(ahead), frames, solution.shifts)
-        record(problem, solution, sums)
+        waves = problem.waves(ahead)
+        directions, misfit, free = problem.descent(waves, solution.shifts)
+        solution.error.append(float(np.sqrt(misfit / problem.norm)))
+        solution.free_llk.append(free / problem.free_count if problem.free_count else float("nan"))
         if len(solution.error) > 1 and solution.error[-1] > solution.error[-2]:
             age = 0
-        step = problem.back(directions, frames)
-        following = (ahead + step) * solution.support
+        following = (ahead + problem.back(directions)) * solution.support
         age += 1
         ahead = following + np.float32((age - 1) / (age + 2)) * (following - solution.image)
         solution.image = following
+        if free_drift:
+            # the data see one quadrature of an error of the wave, so that the step is half of Newton's
+            step = 2 * implied_shifts(problem, waves, directions)
+            shifts = np.zeros_like(step) if solution.shifts is None else solution.shifts
+            limit = LARGEST_STEP * min(problem.operator.pixel)
+            solution.shifts = centre_shifts(problem, shifts + np.clip(step, -limit, limit))
         if after is not None:
             after(iteration, solution)
             ahead = ahead * solution.support
     return solution
+
+
+LARGEST_STEP = 0.05
+"""Of the drift in one iteration, pixels: a Newton step from afar would overshoot."""
+
+
+def gradients(waves: np.ndarray) -> np.ndarray:
+    """Derivatives (2, frames, ny, nx) per pixel along (columns, rows), by Fourier transform."""
+    spectrum = fft2(waves)
+    fy, fx = (np.fft.fftfreq(n).astype(np.float32) for n in waves.shape[1:])
+    factor = np.complex64(2j * np.pi)
+    return np.stack([ifft2(spectrum * (factor * fx)), ifft2(spectrum * (factor * fy[:, None]))])
+
+
+def newton_shift(waves: np.ndarray, change: np.ndarray) -> np.ndarray:
+    """Shifts (frames, 2), pixels along (columns, rows), that explain best the `change` of `waves`.
+
+    Least squares of ``change = -shift . grad waves + i phase waves`` frame by frame: the phase is free.
+    """
+    slopes = -gradients(waves)
+    power = np.maximum(np.einsum("jyx,jyx->j", waves.conj(), waves).real, 1e-30)
+    beside = (np.einsum("jyx,ajyx->aj", waves.conj(), slopes).imag / power).astype(np.float32)
+    slopes -= np.complex64(1j) * beside[..., None, None] * waves
+    normal = np.einsum("ajyx,bjyx->jab", slopes.conj(), slopes).real
+    damping = 1e-3 * np.trace(normal, axis1=1, axis2=2) + 1e-30
+    normal = normal + damping[:, None, None] * np.eye(2)
+    right = np.einsum("ajyx,jyx->ja", slopes.conj(), change).real
+    return np.linalg.solve(normal, right[..., None])[..., 0]
+
+
+def implied_shifts(problem: Problem, waves: np.ndarray, directions: np.ndarray) -> np.ndarray:
+    """Drift (J, 2) in metres (x', y') that the descent directions of the exit waves ask for."""
+    tilt = problem.rocking.tilt(slice(None))
+    return newton_shift(waves / tilt, directions / tilt) * problem.metres_per_pixel
+
+
+def centre_shifts(problem: Problem, shifts: np.ndarray) -> np.ndarray:
+    """Take off the mean over the light: a common shift of all frames is the place of the crystal."""
+    return shifts - np.average(shifts, axis=0, weights=problem.counts)

@@ -43,6 +43,11 @@ def make_targets(scan: RockingScan, free: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(to_corner(targets), dtype=np.float32)
 
 
+def frame_counts(targets: np.ndarray) -> np.ndarray:
+    """Counts in the pixels in use of each frame, (J,)."""
+    return np.array([(t[t >= 0].astype(float) ** 2 - ANSCOMBE).sum() for t in targets])
+
+
 @numba.njit(cache=True, nogil=True, fastmath=True)
 def modulus_step(psi: np.ndarray, targets: np.ndarray, oversampling: int) -> np.ndarray:  # pragma: no cover
     """Turn detector waves into the descent direction of the variance-stabilised misfit, in place.
