@@ -56,6 +56,6 @@ def eigen_modes(images: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     gram = (flat.conj() @ flat.T).astype(np.complex128)
     values, vectors = np.linalg.eigh(gram)
     values, vectors = np.maximum(values[::-1], 0), vectors[:, ::-1]
-    modes = (vectors.T.astype(np.complex64) @ flat).reshape(stack.shape) / np.sqrt(len(stack))
-    modes[0] *= np.exp(-1j * np.angle(np.vdot(stack[0], modes[0])))
+    modes = (vectors.T.astype(np.complex64) @ flat).reshape(stack.shape) / np.float32(np.sqrt(len(stack)))
+    modes[0] *= np.complex64(np.exp(-1j * np.angle(np.vdot(stack[0], modes[0]))))
     return modes, values / values.sum()

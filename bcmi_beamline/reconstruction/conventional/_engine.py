@@ -50,9 +50,8 @@ class Engine:
         self._momentum = 1.0
         self._total = float(packed[packed >= 0].sum(dtype=float)) or 1.0
         self._n_free = int(np.count_nonzero((packed < 0) & (packed > -1e29)))
-        rows, row_bytes = rho.shape[1], rho.shape[0] * rho.shape[2] * rho.itemsize
-        block = max(1, (1 << 19) // row_bytes)
-        self._blocks = [slice(r, min(r + block, rows)) for r in range(0, rows, block)]
+        self._frames = _portions(rho.shape[0], rho[0].nbytes)
+        self._rows = _portions(rho.shape[1], rho[:, 0].nbytes)
         self._pool = ThreadPoolExecutor(max(1, workers))
         self.error = float("nan")
         self.free_llk = float("nan")
@@ -99,30 +98,30 @@ class Engine:
         previous = self._previous
         self._transform(self.rho, ANSCOMBE)
 
-        def close(j: int) -> None:
-            self._inverse(j)
-            accelerate(*self._flat(j), previous[j].ravel(), momentum)
+        def close(frames: slice) -> None:
+            self._inverse(frames)
+            accelerate(*self._flat(frames), previous[frames].ravel(), momentum)
 
-        self._each_frame(close)
+        self._all_frames(close)
 
     # -- passes -------------------------------------------------------------------------------------
     def _project(self, update: Callable[..., None], beta: float, source: np.ndarray | None = None) -> None:
         """Modulus projection of `source` (the iterate by default) into ``psi``, then the update."""
         self._transform(self.rho if source is None else source, 0.0)
 
-        def close(j: int) -> None:
-            self._inverse(j)
-            update(*self._flat(j), beta)
+        def close(frames: slice) -> None:
+            self._inverse(frames)
+            update(*self._flat(frames), beta)
 
-        self._each_frame(close)
+        self._all_frames(close)
 
     def _transform(self, source: np.ndarray, offset: float) -> None:
         """``psi``: moduli of the transform of `source` replaced, the rocking axis already inverted."""
 
-        def forward(j: int) -> None:
+        def forward(frames: slice) -> None:
             if source is not self.psi:
-                self.psi[j] = source[j]
-            _in_place(sp_fft.fft2, self.psi[j])
+                self.psi[frames] = source[frames]
+            _in_place(sp_fft.fft2, self.psi[frames])
 
         def moduli(rows: slice) -> tuple[float, float]:
             block = np.ascontiguousarray(self.psi[:, rows])
@@ -132,20 +131,26 @@ class Engine:
             self.psi[:, rows] = block
             return sums
 
-        self._each_frame(forward)
-        residual, free_llk = np.sum(list(self._pool.map(moduli, self._blocks)), axis=0)
+        self._all_frames(forward)
+        residual, free_llk = np.sum(list(self._pool.map(moduli, self._rows)), axis=0)
         self.error = float(np.sqrt(residual / self._total))
         self.free_llk = float(free_llk / self._n_free) if self._n_free else float("nan")
 
-    def _inverse(self, j: int) -> None:
-        _in_place(sp_fft.ifft2, self.psi[j])
+    def _inverse(self, frames: slice) -> None:
+        _in_place(sp_fft.ifft2, self.psi[frames])
 
-    def _flat(self, j: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        return self.rho[j].ravel(), self.psi[j].ravel(), self.support[j].ravel()
+    def _flat(self, frames: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return self.rho[frames].ravel(), self.psi[frames].ravel(), self.support[frames].ravel()
 
-    def _each_frame(self, work: Callable[[int], None]) -> None:
-        for _ in self._pool.map(work, range(len(self.rho))):
+    def _all_frames(self, work: Callable[[slice], None]) -> None:
+        for _ in self._pool.map(work, self._frames):
             pass
+
+
+def _portions(count: int, item_bytes: int, cache_bytes: int = 1 << 19) -> list[slice]:
+    """Cut `count` items into portions that fit a core's cache."""
+    size = max(1, cache_bytes // item_bytes)
+    return [slice(i, min(i + size, count)) for i in range(0, count, size)]
 
 
 def _in_place(transform: Callable[..., Any], a: np.ndarray, **kwargs: int) -> None:
