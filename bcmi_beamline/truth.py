@@ -11,7 +11,7 @@ import numpy as np
 
 from bcmi_beamline.config import Beamline, Preset
 from bcmi_beamline.scans import PtychographyScan, Reconstruction, RockingScan
-from bcmi_beamline.sim import Twin, simulate_ptychography, simulate_rocking
+from bcmi_beamline.sim import SimulatedScan, Twin, simulate_ptychography, simulate_rocking
 
 Progress = Callable[[float, str], None]
 
@@ -43,7 +43,7 @@ def simulated_scan(
     if kind == "rocking":
         scan = simulate_rocking(beamline, preset, modulator_in=modulator_in, progress=progress)
         return RockingScan(
-            frames=scan.frames,
+            frames=_counted(scan),
             angles_deg=scan.angles_deg,
             mask=scan.mask,
             geometry=scan.geometry,
@@ -54,7 +54,7 @@ def simulated_scan(
         )
     scan = simulate_ptychography(beamline, preset, progress=progress)
     return PtychographyScan(
-        frames=scan.frames,
+        frames=_counted(scan),
         positions=scan.positions,
         mask=scan.mask,
         wavelength=scan.geometry.wavelength,
@@ -64,3 +64,8 @@ def simulated_scan(
         flux=scan.flux,
         metadata=metadata,
     )
+
+
+def _counted(scan: SimulatedScan) -> np.ndarray:
+    """Frames with 0 where the detector does not count: gap pixels read full scale."""
+    return np.where(scan.mask, np.uint32(0), scan.frames)
