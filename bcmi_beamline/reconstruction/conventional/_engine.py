@@ -14,6 +14,7 @@ from bcmi_beamline.reconstruction.conventional._updates import (
     accelerate,
     difference_map_close,
     difference_map_estimates,
+    free_log_likelihood,
     project_modulus,
 )
 from bcmi_beamline.reconstruction.fourier import WORKERS
@@ -126,10 +127,12 @@ class Engine:
         def moduli(rows: slice) -> tuple[float, float]:
             block = np.ascontiguousarray(self.psi[:, rows])
             _in_place(sp_fft.fft, block, axis=0)
-            sums = project_modulus(block.ravel(), np.ascontiguousarray(self.packed[:, rows]).ravel(), offset)
+            psi, packed = block.ravel(), np.ascontiguousarray(self.packed[:, rows]).ravel()
+            free_llk = free_log_likelihood(psi, packed)
+            residual = project_modulus(psi, packed, offset)
             _in_place(sp_fft.ifft, block, axis=0)
             self.psi[:, rows] = block
-            return sums
+            return residual, free_llk
 
         self._all_frames(forward)
         residual, free_llk = np.sum(list(self._pool.map(moduli, self._rows)), axis=0)
