@@ -91,7 +91,6 @@ def test_every_axis_is_a_complete_motor_record(beamline):
         assert motor.velocity.get() == axis.velocity
         assert motor.precision == 5
         assert axis.low <= motor.position <= axis.high
-        motor.destroy()
 
 
 def test_put_completion_comes_when_the_target_is_reached(stage):
@@ -118,7 +117,7 @@ def test_every_move_toggles_dmov_however_short(stage, target):
     stage["VAL"] = target
     assert settled.wait(TIMEOUT_S)
     assert seen == [1, 0, 1]
-    pv.disconnect()
+    pv.clear_callbacks()
 
 
 def test_the_readback_travels_without_turning_back(slow_stage):
@@ -133,7 +132,7 @@ def test_the_readback_travels_without_turning_back(slow_stage):
     assert seen[-1] == 800.0
     assert len(seen) > 4
     assert all(a <= b for a, b in pairwise(seen))
-    pv.disconnect()
+    pv.clear_callbacks()
 
 
 @pytest.mark.parametrize("target", [6000.1, -7000.0, float("nan")])
@@ -185,7 +184,7 @@ def test_a_new_target_replaces_the_old_one_and_the_record_stays_busy_between(slo
     while busy[-1:] != [1] and time.monotonic() < deadline:
         time.sleep(0.01)
     assert busy == [0, 1]
-    pv.disconnect()
+    pv.clear_callbacks()
 
 
 def test_pause_holds_the_target_and_go_resumes(slow_stage):
