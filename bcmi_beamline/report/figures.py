@@ -94,7 +94,7 @@ def modulator_figure(modulator: Modulator) -> Figure:
         _map(figure, axis, values, modulator.pixel_size, title, colour, limits)
     axis = axes[0, 2]
     values = phase[np.isfinite(phase)]
-    axis.hist(values, 120, (-np.pi, np.pi), color=COLOURS[0], density=True)
+    axis.hist(values, 120, range=(-np.pi, np.pi), color=COLOURS[0], density=True)
     axis.set(xlabel="phase (rad)", ylabel="density", title="phase where trusted", xlim=(-np.pi, np.pi))
     axis.set_title(_phase_step(values), fontsize=9)
     return figure
