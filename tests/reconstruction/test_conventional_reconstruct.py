@@ -28,7 +28,7 @@ def crystal(geometry, bend=0.0, n_pixels=N, frames=J, phase_slope=(0.0, 0.0, 0.0
     return Reconstruction(image.astype(np.complex64), support, voxel, geometry, geometry.shear)
 
 
-def rock(truth, angles_deg, counts=3e6, seed=0, mask=None, pixel_offset=0.0):
+def rock(truth, angles_deg, counts=3e6, seed=0, mask=None):
     """Poisson frames, each from ``P_j = sum_zeta rho exp(-i kappa_j zeta)``."""
     nz, n, _ = truth.image.shape
     zeta = (np.arange(nz) - nz // 2) * truth.voxel_size[0]
