@@ -254,6 +254,10 @@ def run_plan(
     sim: SimOption = None,
 ) -> None:
     """Run one plan from a shell and print its result."""
+    if sim is not None:
+        from bcmi_beamline.sim.launch import claim_ports
+
+        claim_ports()  # libca reads its environment once, when the plans import ophyd
     function = _find_plan(plan)
     values = _parse_arguments(function, arguments or [])
     from bcmi_beamline.session import open_session
