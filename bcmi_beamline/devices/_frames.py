@@ -60,6 +60,8 @@ class FrameStatistics:
         Counts from which a pixel is saturated.
     invalid : int
         Reading of a pixel that cannot count (gap, dead).
+    high_q_px : float, optional
+        Pixels from the beam beyond which counts are far; `HIGH_Q_PIXELS` where absent.
 
     Notes
     -----
@@ -68,11 +70,11 @@ class FrameStatistics:
     a small one (0.23 of its edge). Saturated pixels are counted and left out of everything else.
     """
 
-    def __init__(self, good: np.ndarray, cutoff: int, invalid: int) -> None:
+    def __init__(self, good: np.ndarray, cutoff: int, invalid: int, high_q_px: float | None = None) -> None:
         size = good.shape[0]
         q = np.abs(np.arange(size) - size // 2)
         qy, qx = q[:, None], q[None, :]
-        edge = min(HIGH_Q_PIXELS, 0.23 * size)
+        edge = min(HIGH_Q_PIXELS, 0.23 * size) if high_q_px is None else high_q_px
         self._good, self._cutoff, self._invalid = good, cutoff, invalid
         self._far_x = (qx > edge) & (qx > 1.5 * qy)
         self._far_y = (qy > edge) & (qy > 1.5 * qx)

@@ -54,6 +54,8 @@ class EigerPlan:
         large as fits the detector.
     row, column : int, optional
         Pixel of the beam, by default as configured.
+    high_q_px : float, optional
+        Pixels from the beam beyond which counts are far; 60, or 0.23 of a small window's edge, by default.
     directory : str, optional
         Where the detector writes, by default as its FilePath says.
     """
@@ -63,6 +65,7 @@ class EigerPlan:
     window: int | None = None
     row: int | None = None
     column: int | None = None
+    high_q_px: float | None = None
     directory: str | None = None
 
     def __post_init__(self) -> None:
@@ -201,6 +204,7 @@ class Eiger(Device):
                 ~self.config.gap_mask()[self._window.slices],
                 int(self.cam.count_cutoff.get()),
                 2 ** int(self.cam.bit_depth.get()) - 1,
+                self._plan.high_q_px,
             )
             self._arm()
             self._worker = ThreadPoolExecutor(1, thread_name_prefix=self.name)

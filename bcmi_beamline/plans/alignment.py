@@ -4,7 +4,7 @@ A tilt by ``alpha`` smears the tall side walls of the pattern over ``t tan(alpha
 
 *centre*: the pattern is searched and its middle brought into the beam, so that everything after sees it.
 
-*z-walk* (signed, linear): an edge of the pattern is looked up at several z; seen from the beam it walks by
+*z-walk* (signed, linear): edges of the pattern are looked up at several z; seen from the beam they walk by
 ``tan(alpha)`` per unit of z. It measures the stage's axes, to which the membrane is mounted square up to a
 constant (squareness) that it cannot see.
 
@@ -54,6 +54,9 @@ FAR_FROM_START = 1 / 3
 WALK_Z = (0.0, 0.15, 0.4, 1.0)
 """Where along its z range an edge is looked up; close ones first, so that it is not lost."""
 
+FAR_PX = 100.0
+"""Pixels from the beam beyond which the walls scatter most of what arrives: 3 deg halve it."""
+
 DISAGREEMENT = 4.0
 """z-walk and sharpness may differ by this many standard uncertainties."""
 
@@ -81,7 +84,7 @@ class Pattern:
     """Along x and y."""
     fits: tuple[SlabFit, SlabFit]
     scans: tuple[np.ndarray, np.ndarray]
-    """(position, high-q fraction) along x and along y, (points, 2)."""
+    """(position, logarithm of the high-q fraction) along x and along y, (points, 2)."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,7 @@ def _run(
             frames=frames,
             exposure_s=exposure_s,
             window=window,
+            high_q_px=min(FAR_PX, 0.4 * window),
             more={"motors": [getattr(nano, axis).name for axis in axes], "alignment": dict(alignment)},
             metadata=metadata,
         )
@@ -160,9 +164,13 @@ def _walk_poses(devices: Devices, poses: list[Pose]) -> MsgGenerator[list[dict[s
     return taken
 
 
-def _high_q(points: list[dict[str, float]]) -> np.ndarray:
-    """Share of counts far out in any direction: higher where the beam meets the pattern."""
-    return np.array([p.get("eiger_high_q_x", 0.0) + p.get("eiger_high_q_y", 0.0) for p in points])
+def _contrast(points: list[dict[str, float]]) -> np.ndarray:
+    """Logarithm of the share of counts far out in any direction: higher where the beam meets the pattern.
+
+    The logarithm, because on the pattern it varies from place to place by a factor.
+    """
+    share = [p.get("eiger_high_q_x", 0.0) + p.get("eiger_high_q_y", 0.0) for p in points]
+    return np.log(np.maximum(share, 1e-9))
 
 
 def _go(devices: Devices, target: Mapping[str, float]) -> MsgGenerator[None]:
@@ -189,7 +197,7 @@ def centre_pattern(
     devices: Devices,
     pattern_um: float = 40.0,
     search_um: float = 160.0,
-    points: int = 41,
+    points: int = 31,
     exposure_s: float = 0.2,
     window: int = 432,
     metadata: dict[str, Any] | None = None,
@@ -248,7 +256,7 @@ def centre_pattern(
             metadata,
             plan_name="centre_pattern",
         )
-        return uid, _high_q(taken)
+        return uid, _contrast(taken)
 
     def search() -> MsgGenerator[Pattern]:
         poses = [{**start, "x": start["x"] + dx, "y": start["y"] + dy} for dx, dy in offsets]
@@ -285,8 +293,8 @@ def _brightest(poses: list[Pose], signal: np.ndarray) -> dict[str, float]:
     bare = signal[~inside]
     if high - low < 10 * float(np.std(bare)) or len(bare) < 3:
         raise PoorFit(
-            f"pattern: high-q fraction from {low:.4f} to {high:.4f} (scatter {np.std(bare):.4f}) shows no "
-            "field within the search; search wider or check that the modulator is in"
+            f"pattern: high-q fraction from {np.exp(low):.4f} to {np.exp(high):.4f} shows no field within "
+            f"the search (lower half scatters by {np.std(bare):.1%}): search wider, or is the modulator out?"
         )
     return {
         axis: float(np.mean([p[axis] for p, lit in zip(poses, inside, strict=True) if lit])) for axis in "xy"
@@ -298,34 +306,32 @@ def _brightest(poses: list[Pose], signal: np.ndarray) -> dict[str, float]:
 
 def z_walk(
     devices: Devices,
-    tilt: Tilt,
-    edge_um: float,
+    width_um: tuple[float, float] = (40.0, 40.0),
     z_range_um: float = 1500.0,
-    half_scan_um: float = 14.0,
+    half_scan_um: float = 15.0,
     points: int = 15,
     exposure_s: float = 0.2,
     window: int = 432,
     metadata: dict[str, Any] | None = None,
-) -> MsgGenerator[ZWalk]:
-    """Look up an edge of the pattern at several z and fit the line along which it walks.
+) -> MsgGenerator[dict[Tilt, ZWalk]]:
+    """Look up two edges of the pattern at several z and fit the lines along which they walk.
 
-    z goes away from the crystal only. Each search is centred where the line through the earlier ones says.
-    The modulator ends where it began.
+    An edge crossed along x tells of mphi, one crossed along y of mchi. The middle of the pattern is in the
+    beam as it starts. z goes away from the crystal only, and each search is centred where the lines through
+    the earlier ones say. The modulator ends where it began.
 
     Parameters
     ----------
     devices : Devices
         The beamline.
-    tilt : {"mchi", "mphi"}
-        The tilt to measure: mphi by an edge crossed along x, mchi by one crossed along y.
-    edge_um : float
-        How far to move x (mphi) or y (mchi) from where it stands for the edge to meet the beam, um.
+    width_um : tuple of float
+        Width of the pattern along x and y, um.
     z_range_um : float
         From the nearest to the farthest z, um.
     half_scan_um : float
         To either side of the expected edge, um.
     points : int
-        Frames per z.
+        Frames per edge and z.
     exposure_s : float
         Per frame, s.
     window : int
@@ -335,61 +341,77 @@ def z_walk(
 
     Returns
     -------
-    ZWalk
+    dict
+        A `ZWalk` for "mphi" and for "mchi".
 
     Raises
     ------
     PoorFit
         When an edge is not found; the modulator is back where it was.
     """
-    if not (z_range_um > 0 and half_scan_um > 0 and points >= 7):
-        raise ValueError("z walk: z_range_um and half_scan_um must be positive, points 7 or more")
+    if not (min(width_um) > 0 and z_range_um > 0 and half_scan_um > 0 and points >= 9):
+        raise ValueError("z walk: width_um, z_range_um, half_scan_um must be positive, points 9 or more")
     check_exposure(exposure_s)
     check_window(devices.beamline, window)
     start = yield from ensure_modulator(devices, "in")
-    axis = "x" if tilt == "mphi" else "y"
+    half = {"x": width_um[0] / 2, "y": width_um[1] / 2}
     offsets = np.linspace(-half_scan_um, half_scan_um, points)
     heights = start["z"] + z_range_um * np.array(WALK_Z)
-    for end in (edge_um - half_scan_um, edge_um + half_scan_um):
-        check_pose(devices.beamline, {**start, axis: start[axis] + end, "z": float(heights[-1])})
+    for axis in ("x", "y"):
+        check_pose(
+            devices.beamline,
+            {**start, axis: start[axis] + half[axis] + half_scan_um, "z": float(heights[-1])},
+        )
 
-    def walk() -> MsgGenerator[tuple[list[EdgeFit], LineFit]]:
-        edges: list[EdgeFit] = []
+    def walk() -> MsgGenerator[dict[str, list[EdgeFit]]]:
+        edges: dict[str, list[EdgeFit]] = {"x": [], "y": []}
         for z in heights:
-            places = _expected_edge(heights, edges, z, start[axis] + edge_um) + offsets
-            taken = yield from _walk_poses(
-                devices, [{**start, axis: float(p), "z": float(z)} for p in places]
-            )
-            edges.append(fit_edge(places, _high_q(taken)))
-        errors = np.array([edge.position_error for edge in edges])
-        return edges, fit_line(heights, np.array([edge.position for edge in edges]), errors)
+            expected = {a: _expected(heights, edges[a], z, start[a] + half[a]) for a in ("x", "y")}
+            middle = {**start, "z": float(z), **{a: expected[a] - half[a] for a in ("x", "y")}}
+            for axis in ("x", "y"):
+                places = expected[axis] + offsets
+                taken = yield from _walk_poses(devices, [{**middle, axis: float(p)} for p in places])
+                edges[axis].append(fit_edge(places, _contrast(taken)))
+        return edges
 
     scan = _run(
         devices,
         walk,
-        len(heights) * points,
+        2 * len(heights) * points,
         exposure_s,
         window,
-        [axis],
-        {"axis": tilt, "method": "z_walk", "z_um": heights.tolist()},
+        ["x", "y", "z"],
+        {"axis": "mphi, mchi", "method": "z_walk", "z_um": heights.tolist()},
         metadata,
         plan_name="z_walk",
     )
-    uid, (edges, line) = yield from _back_on_poor_fit(devices, scan, start)
+    uid, edges = yield from _back_on_poor_fit(devices, scan, start)
     yield from _go(devices, start)
-    # A stage turned by mphi carries x down as z rises (R_y^T z), turned by mchi it carries y up (R_x^T z).
-    turn = line.angle_deg if tilt == "mphi" else -line.angle_deg
+    return {
+        "mphi": _walked(uid, heights, edges["x"], start["mphi"], 1),
+        "mchi": _walked(uid, heights, edges["y"], start["mchi"], -1),
+    }
+
+
+def _walked(uid: str, heights: np.ndarray, edges: list[EdgeFit], now_deg: float, sign: int) -> ZWalk:
+    """Line through the edges and the reading at which they would not walk.
+
+    A stage turned by mphi carries x down as z rises (``R_y^T z``), turned by mchi it carries y up
+    (``R_x^T z``): hence `sign`.
+    """
+    errors = np.array([edge.position_error for edge in edges])
+    line = fit_line(heights, np.array([edge.position for edge in edges]), errors)
     return ZWalk(
         uid=uid,
         z_um=heights,
         edges=tuple(edges),
         line=line,
-        angle_deg=start[tilt] + turn,
+        angle_deg=now_deg + sign * line.angle_deg,
         angle_error_deg=line.angle_error_deg,
     )
 
 
-def _expected_edge(heights: np.ndarray, edges: list[EdgeFit], z: float, first: float) -> float:
+def _expected(heights: np.ndarray, edges: list[EdgeFit], z: float, first: float) -> float:
     """Where the line through the edges so far puts the next one."""
     if len(edges) < 2:
         return edges[0].position if edges else first
@@ -558,9 +580,9 @@ def align_modulator(
             uids += pattern.uids
         pose = yield from read_pose(devices)
         if pattern is not None and walk:
-            for tilt, width in zip(TILTS, pattern.width_um, strict=True):
-                walks[tilt] = yield from z_walk(devices, tilt, width / 2, **quick)
-                uids.append(walks[tilt].uid)
+            walks = yield from z_walk(devices, pattern.width_um, **quick)
+            uids.append(walks["mphi"].uid)
+            for tilt in TILTS:
                 pose = yield from _turn(devices, pose, tilt, walks[tilt].angle_deg)
         found: dict[Tilt, tuple[float, float]] = {}
         for _ in range(2):

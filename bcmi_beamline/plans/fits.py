@@ -286,20 +286,20 @@ def fit_edge(positions: np.ndarray, signal: np.ndarray) -> EdgeFit:
     Raises
     ------
     PoorFit
-        With fewer than six points, no significant step, or an edge outside the scanned range.
+        With fewer than nine points, no significant step, or an edge outside the scanned range.
     """
     what = "edge"
-    x, y = _checked(what, positions, signal, least=6)
+    x, y = _checked(what, positions, signal, least=9)
     span, step = np.ptp(x), float(np.median(np.diff(x)))
-    contrast = [y[k:].mean() - y[:k].mean() for k in range(1, len(y))]
-    weight = np.array([k * (len(y) - k) for k in range(1, len(y))])
-    cut = int(np.argmax(np.abs(contrast) * np.sqrt(weight)))
+    cuts = np.arange(2, len(y) - 1)
+    contrast = np.array([y[k:].mean() - y[:k].mean() for k in cuts])
+    best_cut = int(np.argmax(np.abs(contrast) * np.sqrt(cuts * (len(y) - cuts))))
+    cut = int(cuts[best_cut])
     parameters = lmfit.Parameters()
-    parameters.add("low", value=float(y[: cut + 1].mean()))
-    parameters.add("step", value=float(contrast[cut]))
-    parameters.add("position", value=float((x[cut] + x[cut + 1]) / 2), min=x[0] - span, max=x[-1] + span)
-    parameters.add("width", value=step, min=step / 20, max=span)
-    # An edge sharper than the steps leaves its width open; only the position matters then.
+    parameters.add("low", value=float(y[:cut].mean()))
+    parameters.add("step", value=float(contrast[best_cut]))
+    parameters.add("position", value=float((x[cut - 1] + x[cut]) / 2), min=x[0] - span, max=x[-1] + span)
+    parameters.add("width", value=step / 2, min=step / 20, max=span / 2)
     result = lmfit.Model(_edge).fit(y, parameters, x=x, scale_covar=True)
     best = result.params
     position = float(best["position"].value)
@@ -310,9 +310,10 @@ def fit_edge(positions: np.ndarray, signal: np.ndarray) -> EdgeFit:
             f"{chance:.2g}, wanted below {SIGNIFICANCE:g})"
         )
     error = best["position"].stderr
+    least_error = step / math.sqrt(12)  # an edge sharper than the steps lies anywhere between two
     return EdgeFit(
         position=position,
-        position_error=float(error) if error and np.isfinite(error) else step / math.sqrt(12),
+        position_error=float(error) if error and least_error < error < span else least_error,
         width=float(best["width"].value),
         step=float(best["step"].value),
     )
@@ -354,9 +355,10 @@ def fit_slab(positions: np.ndarray, signal: np.ndarray) -> SlabFit:
             f"{right:.1f}, chance probability {chance:.2g}, wanted below {SIGNIFICANCE:g})"
         )
     error = result.params["centre"].stderr
+    least_error = step / math.sqrt(24)  # two edges sharper than the steps
     return SlabFit(
         centre=best["centre"],
-        centre_error=float(error) if error and np.isfinite(error) else step / math.sqrt(12),
+        centre_error=float(error) if error and least_error < error < step else least_error,
         width=2 * best["half_width"],
     )
 

@@ -133,6 +133,7 @@ def measure(
     frames: int,
     exposure_s: float,
     window: int,
+    high_q_px: float | None = None,
     more: Metadata | None = None,
     metadata: Metadata | None = None,
 ) -> MsgGenerator[tuple[str, Any]]:
@@ -142,6 +143,8 @@ def measure(
     ----------
     points : callable
         Returns the plan that takes all points.
+    high_q_px : float, optional
+        Pixels from the beam beyond which the high-q fractions count.
     more : mapping, optional
         Further start-document keys of the plan.
     metadata : mapping, optional
@@ -178,6 +181,7 @@ def measure(
         start = {**(metadata or {}), **start, **(more or {})}
         return (yield from bpp.run_wrapper(safe_state_wrapper(lit(), devices), md=start))
 
-    yield from bps.prepare(eiger, EigerPlan(frames=frames, exposure_s=exposure_s, window=window), wait=True)
+    plan = EigerPlan(frames=frames, exposure_s=exposure_s, window=window, high_q_px=high_q_px)
+    yield from bps.prepare(eiger, plan, wait=True)
     uid = yield from bpp.stage_wrapper(run(), [eiger])
     return uid, outcome[0]

@@ -110,3 +110,9 @@ def test_a_frame_that_does_not_come_says_where_it_was_looked_for(growing_file, m
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
     with pytest.raises(OSError, match="does not exist: FilePath must be a folder"):
         reader.read(tmp_path / "elsewhere.h5", 0, Window(4, 4, 4))
+
+
+def test_the_edge_may_be_asked_for():
+    far = FrameStatistics(np.ones((256, 256), bool), 10_000, 2**32 - 1, high_q_px=100.0)
+    assert far(frame(p128_228=1))["high_q_x"] == 0
+    assert far(frame(p128_229=1))["high_q_x"] == 1
