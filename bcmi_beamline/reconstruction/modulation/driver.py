@@ -25,6 +25,7 @@ from bcmi_beamline.reconstruction.modulation.slices import (
     solve_from_noise,
     solve_waves,
 )
+from bcmi_beamline.reconstruction.modulation.slicewise import iterate_slices, random_crystal
 from bcmi_beamline.reconstruction.modulation.support import (
     beam_at_crystal,
     sheared_box,
@@ -38,6 +39,7 @@ from bcmi_beamline.scans import Modulator, Reconstruction, RockingScan
 Progress = Callable[[float, str], None]
 Start = Literal["random", "probe"]
 Drift = Literal["auto", "free", "none"]
+Method = Literal["chain", "paper"]
 
 SYNCHRONISE_AT = (5, 8, 12, 16, 24, 32, 45, 60, 80, 100, 130, 160)
 """Steps along the chain after which the phases are synchronised."""
@@ -45,6 +47,9 @@ SYNCHRONISE_AT = (5, 8, 12, 16, 24, 32, 45, 60, 80, 100, 130, 160)
 TRUST_NONE, TRUST_FULL = 0.7, 0.95
 """A frame is left out where less of its light than the first meets the trusted map, and counts fully above
 the second."""
+
+SHARED = 0.9
+"""Weight of the first mode from which on the best trials are one solution."""
 
 PILOT = 8
 """Passes over all frames before a drift is looked for."""
@@ -227,6 +232,7 @@ def solve(
     rng: np.random.Generator,
     modulator: Modulator | None = None,
     drift: Drift = "auto",
+    method: Method = "chain",
     report: Progress | None = None,
 ) -> Solution:
     """One trial: central wave, chain, all frames together; and where it shows, the drift.
@@ -241,6 +247,8 @@ def solve(
         Start from its calibrated beam rather than from noise.
     drift : {"auto", "free", "none"}
         Follow the drift of the crystal where the data ask for it, always, or never.
+    method : {"chain", "paper"}
+        As in `reconstruct`.
     report : callable, optional
         Given the fraction of the trial done and a line.
     """
@@ -252,7 +260,7 @@ def solve(
 
     def after(_: int, state: Solution) -> None:
         done = len(state.error)
-        if problem.tighten and done in (iterations // 4, iterations // 2):
+        if problem.tighten and method == "chain" and done in (iterations // 4, iterations // 2):
             state.support = shrink_wrap(state.image, problem.region, 0.2)
             state.image = state.image * state.support
         say(
@@ -260,6 +268,9 @@ def solve(
             f"all frames, error {state.error[-1]:.4f}, free log-likelihood {state.free_llk[-1]:.3f}",
         )
 
+    if method == "paper":
+        free_drift = drift == "free"
+        return iterate_slices(problem, random_crystal(problem, rng), iterations, after, free_drift)
     say(0.0, "central frame")
     central = central_wave(problem, frame, rng, modulator)
     solution = chain(problem, central, frame, lambda done: say(0.05 + 0.45 * done, "frame by frame"))
@@ -282,6 +293,7 @@ def reconstruct(
     iterations: int = 40,
     support: np.ndarray | None = None,
     progress: Progress | None = None,
+    method: Method = "chain",
     start: Start = "random",
     drift: Drift = "auto",
     oversampling: int | None = None,
@@ -303,6 +315,9 @@ def reconstruct(
         Known support on the grid of a result; else it is found.
     progress : callable, optional
         Given the fraction done and a line.
+    method : {"chain", "paper"}
+        Frames one by one, then together; or the published iteration from noise (no shrink-wrap; `start` does
+        not apply and drift="auto" means "none"), which needs hundreds of `iterations`.
     start : {"random", "probe"}
         Begin the first frame from noise, or from the beam of the calibration.
     drift : {"auto", "free", "none"}
@@ -339,10 +354,10 @@ def reconstruct(
 
         rng = np.random.default_rng((seed, trial))
         solutions.append(
-            solve(problem, iterations, rng, modulator if start == "probe" else None, drift, report)
+            solve(problem, iterations, rng, modulator if start == "probe" else None, drift, method, report)
         )
     configuration = {
-        "method": "bcmi",
+        "method": "bcmi" if method == "chain" else "bcmi-paper",
         "trials": trials,
         "iterations": iterations,
         "start": start,
@@ -363,8 +378,9 @@ def make_result(
     ranked = sorted(solutions, key=lambda s: s.free_llk[-1] if np.isfinite(s.free_llk[-1]) else s.error[-1])
     best = ranked[0]
     modes, weights = eigen_modes(align_trials([s.image for s in ranked[:3]], with_twin=False, free_axes=(0,)))
+    shared = modes[0] if weights[0] > SHARED else best.image  # nothing to share where a trial failed
     window = problem.operator.window
-    image = centre_on_axis(modes[0] * best.support, window)
+    image = centre_on_axis(shared * best.support, window)
     return Reconstruction(
         image=image,
         support=centre_on_axis(best.support, window),

@@ -154,6 +154,14 @@ class FrameOperator:
         there *= self.modulator.conj()
         return self.from_modulator(there, shifts)
 
+    def inverse(
+        self, psi: np.ndarray, shifts: np.ndarray | None = None, regularisation: float = 0.05
+    ) -> np.ndarray:
+        """Regularised inverse of `forward`, ``M^-1 = M* / (|M|^2 + eps)``; overwrites `psi`."""
+        there = ifft2(psi, overwrite=True)
+        there *= self.modulator.conj() / (np.abs(self.modulator) ** 2 + np.float32(regularisation))
+        return self.from_modulator(there, shifts)
+
     def intensity(self, psi: np.ndarray) -> np.ndarray:
         """Counts per pixel (..., Ny, Nx) of waves on the detector."""
         counts = np.real(psi) ** 2 + np.imag(psi) ** 2

@@ -15,6 +15,8 @@ from bcmi_beamline.reconstruction.modulation.operators import (
 )
 from bcmi_beamline.reconstruction.modulation.slices import descend, frame_counts
 
+Update = Callable[[FrameOperator, np.ndarray, np.ndarray, np.ndarray | None], tuple[np.ndarray, np.ndarray]]
+
 BLOCK = 8
 """Frames per transform: enough to fill the processors, few enough to stay in their cache."""
 
@@ -73,8 +75,10 @@ class Problem:
         """Exit waves (J, ny, nx) of a crystal, in the light of each frame."""
         return self.amplitude[:, None, None] * slow_transform(self.matrix, image)
 
-    def descent(self, waves: np.ndarray, shifts: np.ndarray | None) -> tuple[np.ndarray, float, float]:
-        """`descend` for all trusted frames of `waves` (J, ny, nx), a few at a time.
+    def descent(
+        self, waves: np.ndarray, shifts: np.ndarray | None, update: Update = descend
+    ) -> tuple[np.ndarray, float, float]:
+        """`update`, by default `descend`, for all trusted frames of `waves` (J, ny, nx), a few at a time.
 
         Returns
         -------
@@ -90,7 +94,7 @@ class Problem:
         for first in range(0, len(self.frames), BLOCK):
             part = self.frames[first : first + BLOCK]
             moved = None if shifts is None else shifts[part]
-            directions[part], sums = descend(self.operator, waves[part], self.targets[part], moved)
+            directions[part], sums = update(self.operator, waves[part], self.targets[part], moved)
             misfit += float(sums[:, 0] @ self.weight[part])
             free += float(sums[:, 1].sum())
         return directions, misfit, free
@@ -111,6 +115,11 @@ class Solution:
     error: list[float] = field(default_factory=list)
     free_llk: list[float] = field(default_factory=list)
     waves: np.ndarray | None = None
+
+    def record(self, problem: Problem, misfit: float, free: float) -> None:
+        """Append the relative misfit and the mean free log-likelihood of one pass over the data."""
+        self.error.append(float(np.sqrt(misfit / problem.norm)))
+        self.free_llk.append(free / problem.free_count if problem.free_count else float("nan"))
 
 
 def refine(
@@ -141,8 +150,7 @@ def refine(
     for iteration in range(iterations):
         waves = problem.waves(ahead)
         directions, misfit, free = problem.descent(waves, solution.shifts)
-        solution.error.append(float(np.sqrt(misfit / problem.norm)))
-        solution.free_llk.append(free / problem.free_count if problem.free_count else float("nan"))
+        solution.record(problem, misfit, free)
         if len(solution.error) > 1 and solution.error[-1] > solution.error[-2]:
             age = 0
         following = (ahead + problem.back(directions)) * solution.support
@@ -150,11 +158,7 @@ def refine(
         ahead = following + np.float32((age - 1) / (age + 2)) * (following - solution.image)
         solution.image = following
         if free_drift:
-            # the data see one quadrature of an error of the wave, so that the step is half of Newton's
-            step = 2 * implied_shifts(problem, waves, directions)
-            shifts = np.zeros_like(step) if solution.shifts is None else solution.shifts
-            limit = LARGEST_STEP * min(problem.operator.pixel)
-            solution.shifts = centre_shifts(problem, shifts + np.clip(step, -limit, limit))
+            follow_drift(problem, solution, waves, directions)
         if after is not None:
             after(iteration, solution)
             ahead = ahead * solution.support
@@ -198,3 +202,12 @@ def implied_shifts(problem: Problem, waves: np.ndarray, directions: np.ndarray) 
 def centre_shifts(problem: Problem, shifts: np.ndarray) -> np.ndarray:
     """Take off the mean over the light: a common shift of all frames is the place of the crystal."""
     return shifts - np.average(shifts, axis=0, weights=problem.counts)
+
+
+def follow_drift(problem: Problem, solution: Solution, waves: np.ndarray, directions: np.ndarray) -> None:
+    """Move the drift of `solution` the way the descent directions of its exit waves ask for."""
+    # the data see one quadrature of an error of the wave, so that what they ask for is half of Newton's step
+    step = 2 * implied_shifts(problem, waves, directions)
+    shifts = np.zeros_like(step) if solution.shifts is None else solution.shifts
+    limit = LARGEST_STEP * min(problem.operator.pixel)
+    solution.shifts = centre_shifts(problem, shifts + np.clip(step, -limit, limit))

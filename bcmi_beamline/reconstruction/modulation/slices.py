@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import numba
 import numpy as np
-from scipy import ndimage
 
 from bcmi_beamline.reconstruction.fourier import to_corner
 from bcmi_beamline.reconstruction.modulation.operators import FrameOperator
@@ -150,10 +149,47 @@ def scale_to_counts(operator: FrameOperator, waves: np.ndarray, targets: np.ndar
     return waves * scale[:, None, None].astype(np.float32)
 
 
-def tighten_plane(wave: np.ndarray, threshold: float, smooth: float) -> np.ndarray:
-    """Where a wave (ny, nx) is: smoothed modulus above `threshold` of its maximum, grown by a pixel, bool."""
-    modulus = ndimage.gaussian_filter(np.abs(wave), smooth)
-    return ndimage.binary_dilation(modulus > threshold * modulus.max())
+def reflect_from_noise(
+    operator: FrameOperator,
+    targets: np.ndarray,
+    rng: np.random.Generator,
+    region: np.ndarray,
+    steps: int,
+    relaxation: float = 0.99,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Exit waves of frames from noise: reflections, then descent.
+
+    Relaxed averaged alternating reflections (D. R. Luke, Inverse Problems 21, 37 (2005)) between the
+    measured moduli and the waves that the window can send to the detector. Descent alone stagnates on
+    every other start.
+
+    Parameters
+    ----------
+    operator : FrameOperator
+    targets : ndarray, (frames, Ny, Nx)
+        From `make_targets`.
+    rng : Generator
+    region : ndarray, (ny, nx), bool
+        In-plane support.
+    steps : int
+    relaxation : float
+        Luke's beta.
+
+    Returns
+    -------
+    waves : ndarray, (frames, ny, nx), complex64
+    misfit : ndarray, (frames,)
+    """
+    noise = rng.normal(size=(len(targets), *region.shape, 2)).astype(np.float32).view(np.complex64)[..., 0]
+    psi = operator.forward(scale_to_counts(operator, noise * region, targets))
+    beta = np.float32(relaxation)
+    for _ in range(steps):
+        change = psi.copy()
+        modulus_step(change, targets, operator.oversampling)  # P_B psi = psi + change, P_B the moduli
+        reflected = psi + 2 * change
+        sent = operator.forward(operator.inverse(reflected, regularisation=0.01) * region)  # P_A, the window
+        psi += (1 - 2 * beta) * change + beta * (sent - psi)
+    return solve_waves(operator, operator.inverse(psi) * region, targets, 40, inside=region)
 
 
 def solve_from_noise(
@@ -161,14 +197,12 @@ def solve_from_noise(
     target: np.ndarray,
     rng: np.random.Generator,
     inside: np.ndarray | None = None,
-    stages: int = 8,
-    steps: int = 20,
-    tries: int = 3,
+    steps: int = 150,
+    rounds: int = 4,
 ) -> tuple[np.ndarray, float]:
-    """Exit wave of one frame from noise, with nothing known but the modulator.
+    """Exit wave of one frame, with nothing known but the modulator and the window.
 
-    Nesterov-accelerated descent that restarts when the misfit rises, with a two-dimensional shrink-wrap
-    between its stages.
+    Starts two at a time from noise until the two that fit best agree: failures all differ.
 
     Parameters
     ----------
@@ -177,36 +211,26 @@ def solve_from_noise(
         From `make_targets`.
     rng : Generator
     inside : ndarray, (ny, nx), bool, optional
-        Largest in-plane support.
-    stages, steps : int
-        Supports tried, and steps for each.
-    tries : int
-        Each starts from other noise; one that failed shows by its misfit.
+        In-plane support.
+    steps : int
+        Reflections of each start.
+    rounds : int
+        Pairs of starts at most.
 
     Returns
     -------
     wave : ndarray, (ny, nx), complex64
     misfit : float
-        Misfit per pixel in use of the best try; 1/4 is what photon noise alone gives.
+        Misfit per pixel in use of the best start; 1/4 is what photon noise alone gives.
     """
-    targets = np.repeat(target[None], tries, axis=0)
     region = np.ones(operator.window.shape, bool) if inside is None else inside
-    noise = rng.normal(size=(tries, *region.shape, 2)).astype(np.float32)
-    waves = scale_to_counts(operator, noise.view(np.complex64)[..., 0] * region, targets)
-    allowed = np.repeat(region[None], tries, axis=0)
-    misfit = np.full(tries, np.inf)
-    for stage in range(stages):
-        ahead, age = waves, np.zeros(tries)
-        for _ in range(steps):
-            direction, sums = descend(operator, ahead, targets)
-            following = (ahead + direction) * allowed
-            age = np.where(sums[:, 0] > misfit, 1, age + 1)
-            misfit = sums[:, 0]
-            push = ((age - 1) / (age + 2)).astype(np.float32)[:, None, None]
-            ahead = following + push * (following - waves)
-            waves = following
-        if stage < stages - 1:  # cautious while the wave is not yet to be believed
-            threshold, smooth = min(0.10 + 0.02 * stage, 0.2), 2.0 if stage < stages // 2 else 1.0
-            allowed = np.stack([region & tighten_plane(wave, threshold, smooth) for wave in waves])
-    best = int(np.argmin(misfit))
-    return waves[best], float(misfit[best] / (target >= 0).sum())
+    tried: list[tuple[float, np.ndarray]] = []
+    for _ in range(rounds):
+        pair = np.stack([target, target])
+        waves, misfit = reflect_from_noise(operator, pair, rng, region, steps)
+        tried = sorted([*tried, *zip(misfit.tolist(), waves, strict=True)], key=lambda t: t[0])
+        a, b = tried[0][1], tried[1][1]
+        if abs(np.vdot(a, b)) > 0.9 * np.linalg.norm(a) * np.linalg.norm(b):
+            break
+    misfit, wave = tried[0]
+    return wave, misfit / int((target >= 0).sum())

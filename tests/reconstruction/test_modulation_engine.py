@@ -1,0 +1,282 @@
+"""The BCMI engine on data it cannot have made itself.
+
+The frames come from a brute-force model in the laboratory: a crystal of Gaussian grains is turned by real
+rotations, the wave of every grain travels to the modulator in closed form, and the detector is a direct
+Fourier sum over a finer plane, integrated over its pixels. No grid, transform or shear is shared with the
+engine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from bcmi_beamline.geometry import Geometry, rotation_matrix
+from bcmi_beamline.reconstruction import modulation
+from bcmi_beamline.reconstruction.free_pixels import free_pixels
+from bcmi_beamline.scans import Modulator, RockingScan
+
+N = 128
+D1 = 1.0e-3
+ANGLES = np.arange(-20, 21) * 0.0125
+
+
+def make_geometry(arm="horizontal", sign=1):
+    return Geometry(pixel_size=150e-6, modulator_distance=D1, arm=arm, arm_sign=sign)
+
+
+class Grains:
+    """Crystal of Gaussian grains: no symmetry, phases of its own, known everywhere in closed form."""
+
+    def __init__(self, geometry, count=25, seed=5, width=38e-9):
+        rng = np.random.default_rng(seed)
+        self.geometry, self.width = geometry, width
+        inside = rng.uniform(-1, 1, (400, 3))
+        inside = inside[(np.abs(inside).sum(axis=1) < 1.7) & (inside[:, 0] + 0.6 * inside[:, 1] < 0.7)][
+            :count
+        ]
+        self.centres = inside * np.array([170e-9, 140e-9, 180e-9])  # x', y', z'
+        x, y, z = inside.T
+        tilt = 2.0 * x - 1.5 * y * z + 2.5 * z**2
+        self.amplitudes = rng.uniform(0.6, 1.0, count) * np.exp(1j * tilt)
+
+    def density(self, x, y, z):
+        """rho at detector-frame points."""
+        total = np.zeros(np.broadcast_shapes(x.shape, y.shape, z.shape), complex)
+        for (cx, cy, cz), a in zip(self.centres, self.amplitudes, strict=True):
+            r2 = (x - cx) ** 2 + (y - cy) ** 2 + (z - cz) ** 2
+            total += a * np.exp(-r2 / (2 * self.width**2))
+        return total
+
+    def wave(self, x, y, angle, distance, drift=(0.0, 0.0)):
+        """Wave `distance` downstream at x (columns) and y (rows) when the crystal is turned by `angle`."""
+        g, w = self.geometry, self.width
+        frame = g.detector_frame
+        turn = rotation_matrix(g.rocking_axis, angle)
+        dq = frame @ (turn @ g.q_vector - g.q_vector)
+        k = g.wavenumber
+        total = np.zeros((len(y), len(x)), complex)
+        for centre, a in zip(self.centres, self.amplitudes, strict=True):
+            c = frame @ turn @ frame.T @ centre
+            d = distance - c[2]
+            # the lattice's own phase turns with the grain: exp(i (R Q - Q) . r) about the turned centre
+            a = a * np.exp(1j * (dq @ c)) * np.exp(-((dq[2] * w) ** 2) / 2)
+            beams = []
+            for points, at, q in ((x, c[0] + drift[0], dq[0]), (y, c[1] + drift[1], dq[1])):
+                q2 = w**2 + 1j * d / k
+                u = points - at - q * d / k
+                beams.append(
+                    np.sqrt(w**2 / q2)
+                    * np.exp(-(u**2) / (2 * q2) + 1j * q * (points - at) - 1j * q**2 * d / (2 * k))
+                )
+            total += a * np.multiply.outer(beams[1], beams[0])
+        return total
+
+
+def film(x, y, seed=3):
+    """Smooth two-valued phase pattern, a function of position on the chip."""
+    rng = np.random.default_rng(seed)
+    waves = rng.normal(size=(40, 2)) * 2 * np.pi / 0.45e-6
+    phases = rng.uniform(0, 2 * np.pi, 40)
+    noise = np.zeros((len(y), len(x)))
+    for (kx, ky), p in zip(waves, phases, strict=True):
+        noise += np.real(np.multiply.outer(np.exp(1j * ky * y), np.exp(1j * (kx * x + p))))
+    cover = 1 / (1 + np.exp(-noise / 2.5))
+    return np.exp(-(2.45j + 0.17) * cover)
+
+
+def simulate(geometry, angles_deg, *, photons=3e6, moved=(0.0, 0.0), drift=None, seed=1):
+    """Frames (J, N, N) of the brute-force model, in photons, with module gaps."""
+    crystal = Grains(geometry)
+    reach = geometry.wavelength * geometry.propagation_distance / geometry.pixel_size
+    fine = 3 * N // 2
+    step = reach / fine
+    x = (np.arange(fine) - fine // 2 + 0.31) * step
+    y = -(np.arange(fine) - fine // 2 - 0.17) * step
+    screen = film(x - moved[0], y - moved[1])
+    pixels = np.arange(N) - N // 2
+    frames = np.zeros((len(angles_deg), N, N))
+    offsets = (-0.25, 0.25)
+    rate = 2 * np.pi * geometry.pixel_size / (geometry.wavelength * geometry.propagation_distance)
+    to_rows = [np.exp(1j * rate * np.multiply.outer(pixels + o, y)) for o in offsets]  # row r stands at -y'
+    to_columns = [np.exp(-1j * rate * np.multiply.outer(x, pixels + o)) for o in offsets]
+    for j, angle in enumerate(np.deg2rad(angles_deg)):
+        shift = (0.0, 0.0) if drift is None else drift[j]
+        wave = crystal.wave(x, y, angle, geometry.modulator_distance, shift) * screen
+        wave *= np.exp(0.5j * rate / geometry.pixel_size * np.add.outer(y**2, x**2))  # sphere to the detector
+        for rows in to_rows:
+            for columns in to_columns:
+                frames[j] += np.abs(rows @ wave @ columns) ** 2
+    frames *= photons / frames.sum()
+    frames = np.random.default_rng(seed).poisson(frames).astype(np.float32)
+    mask = np.zeros((N, N), bool)
+    mask[40:43] = True
+    mask[:, 90:92] = True
+    frames[:, mask] = 2**32 - 1
+    return RockingScan(frames, np.asarray(angles_deg, float), mask, geometry, modulator_position=moved)
+
+
+def make_modulator(geometry, size=N + 24, with_probe=False):
+    pixel = geometry.object_pixel(N)
+    at = (np.arange(size) - size // 2) * pixel
+    probe = np.zeros((1, N, N), np.complex64)
+    if with_probe:
+        c = (np.arange(N) - N // 2) * pixel
+        probe[0] = Grains(geometry).wave(c, -c, 0.0, geometry.modulator_distance)
+    return Modulator(
+        film(at, -at).astype(np.complex64), pixel, geometry.modulator_distance, 5e-6, (0.0, 0.0), probe
+    )
+
+
+def correlate(result):
+    """Complex correlation with the truth after the best shift along zeta and the global phase."""
+    nz, ny, nx = result.image.shape
+    vz, vy, vx = result.voxel_size
+    sx, sy = result.shear
+    zeta = ((np.arange(nz) - nz // 2) * vz)[:, None, None]
+    y = (-(np.arange(ny) - ny // 2) * vy)[:, None]
+    x = (np.arange(nx) - nx // 2) * vx
+    best = 0.0
+    for shift in np.arange(-3, 3.01, 0.25) * vz:
+        truth = Grains(result.geometry).density(x, y, zeta + shift + sx * x + sy * y)
+        overlap = abs(np.vdot(truth, result.image))
+        best = max(best, overlap / np.linalg.norm(truth) / np.linalg.norm(result.image))
+    return best
+
+
+UNEVEN = ANGLES + 0.003 * np.sin(7 * np.arange(len(ANGLES)))
+
+
+@pytest.mark.parametrize(
+    ("arm", "sign", "angles"),
+    [
+        ("horizontal", 1, ANGLES),
+        ("horizontal", -1, ANGLES[::-1]),
+        ("vertical", 1, UNEVEN),
+        ("vertical", -1, np.random.default_rng(0).permutation(ANGLES)),
+    ],
+)
+def test_an_asymmetric_crystal_comes_out_right_from_a_random_start(arm, sign, angles):
+    geometry = make_geometry(arm, sign)
+    result = modulation.reconstruct(simulate(geometry, angles), make_modulator(geometry), iterations=15)
+    assert correlate(result) > 0.97
+    assert result.image.dtype == np.complex64
+    assert result.shear == geometry.shear
+
+
+@pytest.fixture(scope="module")
+def scan():
+    return simulate(make_geometry(), ANGLES)
+
+
+def test_a_wrong_sign_of_the_angles_is_not_forgiven(scan):
+    wrong = replace(scan, angles_deg=-scan.angles_deg)
+    assert correlate(modulation.reconstruct(wrong, make_modulator(scan.geometry), iterations=8)) < 0.8
+
+
+def test_a_moved_modulator_is_placed_where_the_nanogoniometer_says(scan):
+    moved = (0.4137e-6, -0.2571e-6)
+    there = simulate(scan.geometry, ANGLES, moved=moved)
+    modulator = make_modulator(scan.geometry)
+    assert correlate(modulation.reconstruct(there, modulator, iterations=10)) > 0.97
+    misplaced = replace(there, modulator_position=(-moved[0], -moved[1]))
+    assert correlate(modulation.reconstruct(misplaced, modulator, iterations=8)) < 0.8
+
+
+def test_trials_agree_and_say_so(scan):
+    lines = []
+    modulator = make_modulator(scan.geometry, with_probe=True)
+    result = modulation.reconstruct(
+        scan,
+        modulator,
+        trials=3,
+        iterations=10,
+        progress=lambda fraction, line: lines.append((fraction, line)),
+    )
+    assert correlate(result) > 0.97
+    assert result.mode_weights is not None and result.mode_weights[0] > 0.99
+    assert result.error is not None and result.error.shape == (3, 10)
+    assert result.free_llk is not None and (result.free_llk[:, -1] < 0.6).all()
+    fractions = [f for f, _ in lines]
+    assert fractions == sorted(fractions) and fractions[-1] == 1.0
+    again = modulation.reconstruct(scan, modulator, trials=1, iterations=3, start="probe")
+    assert correlate(again) > 0.95
+
+
+def test_free_and_masked_pixels_change_nothing(scan):
+    modulator = make_modulator(scan.geometry)
+    plain = modulation.reconstruct(scan, modulator, iterations=3)
+    frames = scan.frames.copy()
+    hidden = free_pixels(frames.shape, scan.mask) | scan.mask
+    frames[hidden] = 4321
+    other = modulation.reconstruct(replace(scan, frames=frames), modulator, iterations=3)
+    np.testing.assert_array_equal(plain.image, other.image)
+    assert other.free_llk[0, -1] > plain.free_llk[0, -1] + 100
+
+
+def test_drift_is_found_from_the_frames_alone(scan):
+    walk = np.random.default_rng(4).normal(size=(len(ANGLES), 2)).cumsum(axis=0) * 8e-9
+    walk -= walk[len(walk) // 2]  # where the crystal stands when it is brightest
+    drifting = simulate(scan.geometry, ANGLES, drift=walk)
+    modulator = make_modulator(scan.geometry)
+    held = modulation.reconstruct(drifting, modulator, iterations=20, drift="none")
+    followed = modulation.reconstruct(drifting, modulator, iterations=20)
+    assert held.drift is None and followed.drift is not None
+    assert followed.error[0, -1] < held.error[0, -1]
+    assert correlate(followed) > correlate(held) + 0.005
+    light = drifting.frames[:, ~drifting.mask].sum(axis=1)
+
+    def spread(shifts):
+        return np.sqrt(np.average((shifts - np.average(shifts, 0, light)) ** 2, 0, light).sum())
+
+    assert spread(followed.drift - walk) < 0.5 * spread(walk)
+    still = modulation.reconstruct(scan, modulator, iterations=8)
+    assert still.drift is None
+
+
+def test_frames_that_leave_the_calibrated_map_do_not_spoil_the_rest(scan):
+    modulator = make_modulator(scan.geometry)
+    x = (
+        np.arange(modulator.transmission.shape[1]) - modulator.transmission.shape[1] // 2
+    ) * modulator.pixel_size
+    trusted = np.broadcast_to(np.abs(x) < 1.0e-6, modulator.transmission.shape)
+    rng = np.random.default_rng(2)
+    rubbish = np.exp(2j * np.pi * rng.random(trusted.shape)).astype(np.complex64)
+    known = replace(
+        modulator, transmission=np.where(trusted, modulator.transmission, rubbish), trusted=trusted.copy()
+    )
+    assert correlate(modulation.reconstruct(scan, known, iterations=15)) > 0.9
+
+
+def test_a_known_support_is_kept(scan):
+    modulator = make_modulator(scan.geometry)
+    first = modulation.reconstruct(scan, modulator, iterations=5)
+    again = modulation.reconstruct(scan, modulator, iterations=5, support=first.support)
+    assert again.image.shape == first.image.shape
+    np.testing.assert_array_equal(again.support, first.support)
+    assert correlate(again) > 0.97
+
+
+def test_the_published_iteration_crawls_the_right_way(scan):
+    modulator = make_modulator(scan.geometry)
+    result = modulation.reconstruct(scan, modulator, iterations=30, method="paper")
+    assert result.error[0, -1] < 0.6 * result.error[0, 0]
+    assert result.configuration["method"] == "bcmi-paper"
+
+
+def test_what_does_not_fit_together_is_refused_in_one_line(scan):
+    modulator = make_modulator(scan.geometry)
+    cases = [
+        (replace(scan, geometry=scan.geometry.with_modulator(0.0)), modulator, {}, "modulator out"),
+        (scan, replace(modulator, sample_distance=2e-3), {}, "2.000 mm"),
+        (replace(scan, modulator_position=(9e-6, 0.0)), modulator, {}, "misses the calibrated map"),
+        (scan, replace(modulator, pixel_size=1e-6), {}, "too far apart"),
+        (scan, modulator, {"start": "probe"}, "calibrated beam"),
+        (scan, modulator, {"trials": 0}, "at least"),
+    ]
+    for data, known, options, words in cases:
+        with pytest.raises(ValueError, match=words) as error:
+            modulation.reconstruct(data, known, **options)
+        assert "\n" not in str(error.value)

@@ -1,0 +1,283 @@
+"""The pieces of the BCMI engine, each alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bcmi_beamline.geometry import Geometry
+from bcmi_beamline.reconstruction.modulation.chain import neighbour_weights, walk_outward
+from bcmi_beamline.reconstruction.modulation.operators import (
+    FrameOperator,
+    RockingOperator,
+    Window,
+    fresnel_matrix,
+    place_modulator,
+    slow_transform,
+)
+from bcmi_beamline.reconstruction.modulation.refine import newton_shift
+from bcmi_beamline.reconstruction.modulation.slices import descend, modulus_step
+from bcmi_beamline.reconstruction.modulation.support import (
+    sheared_box,
+    shrink_wrap,
+    thickness_from_counts,
+    window_around,
+)
+from bcmi_beamline.reconstruction.modulation.synchronise import synchronise
+from bcmi_beamline.reconstruction.propagation import propagate
+from bcmi_beamline.scans import Modulator, RockingScan
+
+WAVELENGTH = 0.13776e-9
+PIXEL = 38e-9
+
+
+def noise(rng, *shape):
+    return (rng.normal(size=shape) + 1j * rng.normal(size=shape)).astype(np.complex64)
+
+
+def make_operator(rng, oversampling=1, n=48, window=None):
+    modulator = np.exp(-2.4j * rng.integers(0, 2, (n * oversampling,) * 2))
+    window = window or Window((12, 10), (2, -3))
+    return FrameOperator(modulator, window, (PIXEL, PIXEL), WAVELENGTH, 1e-3, 5.0, oversampling)
+
+
+@pytest.mark.parametrize("oversampling", [1, 2])
+def test_forward_and_adjoint_belong_together(oversampling):
+    rng = np.random.default_rng(0)
+    operator = make_operator(rng, oversampling)
+    shifts = rng.normal(size=(3, 2)) * 30e-9
+    waves = noise(rng, 3, 12, 10)
+    psi = noise(rng, 3, 48 * oversampling, 48 * oversampling)
+    there = np.vdot(psi, operator.forward(waves, shifts))
+    back = np.vdot(operator.adjoint(psi.copy(), shifts), waves)
+    assert there == pytest.approx(back, rel=1e-4)
+
+
+def test_propagation_matches_the_transfer_function_on_a_wide_grid():
+    rng = np.random.default_rng(1)
+    window = Window((12, 10), (2, -3))
+    wave = noise(rng, 12, 10)
+    operator = make_operator(rng, n=128, window=window)
+    wide = np.zeros((256, 256), np.complex64)
+    wide[np.ix_(128 + window.indices(0), 128 + window.indices(1))] = wave
+    expected = propagate(wide, (PIXEL, PIXEL), WAVELENGTH, 1e-3)[64:192, 64:192]
+    np.testing.assert_allclose(np.fft.fftshift(operator.to_modulator(wave)), expected, atol=2e-4)
+
+
+def test_a_shift_moves_to_plus_x_along_columns_and_to_plus_y_against_rows():
+    operator = make_operator(np.random.default_rng(2), window=Window((16, 16)))
+    wave = np.zeros((1, 16, 16), np.complex64)
+    wave[0, 8, 8] = 1
+    moved = np.zeros_like(wave)
+    moved[0, 6, 11] = 1
+    shifted = operator.to_modulator(wave, np.array([[3 * PIXEL, 2 * PIXEL]]))
+    np.testing.assert_allclose(shifted, operator.to_modulator(moved), atol=1e-5)
+
+
+@settings(max_examples=20, deadline=None)
+@given(distance=st.floats(1e-5, 2e-4), shift=st.floats(-3, 3))
+def test_near_field_matrix_keeps_the_light(distance, shift):
+    matrix = fresnel_matrix(128, np.arange(-8, 8), PIXEL, WAVELENGTH, distance, shift * PIXEL)
+    x = np.arange(-8, 8)
+    smooth = np.exp(-(x**2) / 8)
+    assert np.linalg.norm(matrix @ smooth) == pytest.approx(np.linalg.norm(smooth), rel=1e-3)
+
+
+@pytest.mark.parametrize("oversampling", [1, 2])
+def test_the_direction_is_the_gradient(oversampling):
+    rng = np.random.default_rng(3)
+    operator = make_operator(rng, oversampling)
+    truth = 8 * noise(rng, 2, 12, 10)
+    counts = rng.poisson(operator.intensity(operator.forward(truth))).astype(np.float32)
+    targets = np.sqrt(counts + np.float32(0.375))
+    targets[:, :4] = -1
+    targets[:, 10] = -2 - counts[:, 10]
+    waves = truth + noise(rng, 2, 12, 10)
+    direction, _ = descend(operator, waves, targets)
+    way = noise(rng, 2, 12, 10)
+
+    def misfit(t):
+        modulus = np.sqrt(
+            operator.intensity(operator.forward(waves + np.float32(t) * way)).astype(float) + 0.375
+        )
+        return ((modulus - targets) ** 2)[targets >= 0].sum()
+
+    step = 0.02
+    slope = (misfit(step) - misfit(-step)) / (2 * step)
+    assert slope == pytest.approx(-2 * np.vdot(direction, way).real / operator.step, rel=2e-3)
+
+
+@pytest.mark.parametrize("oversampling", [1, 2])
+def test_fused_modulus_step_equals_the_plain_formula(oversampling):
+    rng = np.random.default_rng(4)
+    v, n = oversampling, 8
+    psi = 5 * noise(rng, 2, n * v, n * v)
+    counts = rng.poisson(50, (2, n, n)).astype(np.float32)
+    counts[:, 0] = 0
+    targets = np.sqrt(counts + np.float32(0.375))
+    targets[:, 3] = -1
+    free = np.zeros(targets.shape, bool)
+    free[:, :2, ::2] = True
+    targets[free] = -2 - counts[free]
+    model = (np.abs(psi) ** 2).reshape(2, n, v, n, v).sum(axis=(2, 4))
+    used = targets >= 0
+    factor = np.where(used, targets / np.sqrt(model + 0.375) - 1, 0)
+    expected = psi * np.repeat(np.repeat(factor, v, axis=1), v, axis=2)
+    misfit = (np.where(used, np.sqrt(model + 0.375) - targets, 0) ** 2).sum(axis=(1, 2))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        llk = model - counts + np.where(counts > 0, counts * np.log(counts / model), 0)
+    sums = modulus_step(psi, targets, oversampling)
+    np.testing.assert_allclose(psi, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(sums[:, 0], misfit, rtol=1e-4)
+    np.testing.assert_allclose(sums[:, 1], (llk * free).sum(axis=(1, 2)), rtol=1e-3)
+
+
+# -- placing the modulator -------------------------------------------------------------------------------
+GEOMETRY = Geometry(modulator_distance=1e-3)
+
+
+def make_pair(transmission, pixel, position=(0.0, 0.0), trusted=None):
+    modulator = Modulator(
+        transmission.astype(np.complex64),
+        pixel,
+        1e-3,
+        1e-6,
+        (0.0, 0.0),
+        np.zeros((1, 2, 2), np.complex64),
+        trusted,
+    )
+    frames = np.ones((2, 64, 64), np.float32)
+    scan = RockingScan(
+        frames, np.array([0.0, 0.1]), np.zeros((64, 64), bool), GEOMETRY, modulator_position=position
+    )
+    return modulator, scan
+
+
+def smooth_map(n, pixel, x0=0.0, y0=0.0):
+    at = (np.arange(n) - n // 2) * pixel
+    r2 = (at - x0) ** 2 + (-at - y0)[:, None] ** 2
+    return np.exp(-2j * np.exp(-r2 / (2 * (150e-9) ** 2)))
+
+
+def test_same_grid_is_copied_and_moved_by_whole_pixels():
+    rng = np.random.default_rng(5)
+    transmission = np.exp(1j * rng.random((40, 44)))
+    modulator, scan = make_pair(transmission, PIXEL, (3 * PIXEL, 2 * PIXEL))
+    patch, trusted = place_modulator(modulator, scan, (64, 64), (PIXEL, PIXEL))
+    expected, inside = np.ones((64, 64), complex), np.zeros((64, 64), bool)
+    rows, columns = slice(32 - 20 - 2, 32 + 20 - 2), slice(32 - 22 + 3, 32 + 22 + 3)
+    expected[rows, columns], inside[rows, columns] = transmission, True
+    np.testing.assert_allclose(np.fft.fftshift(patch), expected, atol=1e-5)
+    np.testing.assert_array_equal(np.fft.fftshift(trusted), inside)
+
+
+def test_another_pixel_and_a_fraction_of_it_are_resampled():
+    moved = (0.31 * PIXEL, -1.43 * PIXEL)
+    modulator, scan = make_pair(smooth_map(120, 27e-9), 27e-9, moved)
+    patch, _ = place_modulator(modulator, scan, (64, 64), (PIXEL, PIXEL))
+    np.testing.assert_allclose(np.fft.fftshift(patch), smooth_map(64, PIXEL, *moved), atol=2e-3)
+
+
+# -- the slow axis ---------------------------------------------------------------------------------------
+def test_uneven_angles_follow_the_phase_convention():
+    angles = np.array([-0.11, -0.03, 0.0, 0.052, 0.13])
+    rocking = RockingOperator(GEOMETRY, angles, (PIXEL, PIXEL), Window((4, 6)))
+    matrix = rocking.matrix(9)
+    phase = np.deg2rad(angles[3]) * GEOMETRY.rocking_gradient[2] * (7 - 4) * rocking.voxel
+    assert matrix[3, 7] == pytest.approx(np.exp(1j * phase) / np.sqrt(5), rel=1e-5)
+    even = RockingOperator(GEOMETRY, np.arange(-10, 11) * 0.01, (PIXEL, PIXEL), Window((4, 6)))
+    assert even.voxel == pytest.approx(GEOMETRY.rocking_voxel(21, 0.01))
+    np.testing.assert_allclose(even.matrix(21).conj().T @ even.matrix(21), np.eye(21), atol=1e-5)
+
+
+def test_one_angle_is_no_rocking_curve():
+    with pytest.raises(ValueError, match="two angles"):
+        RockingOperator(GEOMETRY, np.array([0.1, 0.1]), (PIXEL, PIXEL), Window((4, 4)))
+
+
+def sheared_crystal(rng, rocking, n_zeta):
+    box = sheared_box(rocking, n_zeta, 0.45 * n_zeta * rocking.voxel)
+    box[:, :3], box[:, -3:], box[:, :, :3], box[:, :, -3:] = False, False, False, False
+    box[n_zeta // 2 + 2 :, 8:, 8:] = False  # no symmetry
+    return box, noise(rng, *box.shape) * box
+
+
+def test_lost_phases_come_back_from_the_support():
+    rng = np.random.default_rng(6)
+    rocking = RockingOperator(GEOMETRY, np.arange(-20, 21) * 0.01, (PIXEL, PIXEL), Window((14, 14)))
+    box, crystal = sheared_crystal(rng, rocking, 20)
+    matrix = rocking.matrix(20)
+    waves = slow_transform(matrix, crystal)
+    wrong = waves * np.exp(0.8j * rng.normal(size=41))[:, None, None].astype(np.complex64)
+    turned, image = synchronise(wrong, matrix, box, iterations=60)
+    overlap = abs(np.vdot(waves, turned)) / np.linalg.norm(waves) / np.linalg.norm(turned)
+    assert abs(np.vdot(waves, wrong)) / np.linalg.norm(waves) ** 2 < 0.9
+    assert overlap > 0.999
+    assert np.linalg.norm(image[box]) > 0.999 * np.linalg.norm(image)
+
+
+def test_neighbours_foretell_a_slice_better_than_its_nearest_one():
+    kappa = np.arange(-12, 13) * 1.0e6
+    thickness = 0.3 * 2 * np.pi / 1.0e6
+    z = np.linspace(-0.5, 0.5, 200) * thickness
+    density = 1 + 0.5 * np.cos(9 * z / thickness + 1)
+    slices = np.exp(-1j * np.multiply.outer(kappa, z)) @ density / 200
+    foretold, copied = [], []
+    for j in range(4, 25):
+        weights = neighbour_weights(kappa[j - 4 : j], kappa[j], thickness)
+        foretold.append(weights @ slices[j - 4 : j] - slices[j])
+        copied.append(slices[j - 1] - slices[j])
+    assert np.linalg.norm(foretold) < 0.5 * np.linalg.norm(copied)
+
+
+@given(n=st.integers(2, 30), data=st.data())
+def test_the_chain_visits_every_frame_once(n, data):
+    start = data.draw(st.integers(0, n - 1))
+    order = np.random.default_rng(n).permutation(n)
+    seen = [start]
+    for new, reached in walk_outward(order, start):
+        assert sorted(reached) == sorted(seen)
+        seen += new
+    assert sorted(seen) == list(range(n))
+
+
+# -- drift and support -----------------------------------------------------------------------------------
+def test_small_shifts_are_read_off_whatever_the_phase():
+    n = 24
+    at = np.arange(n) - n / 2
+    shifts = np.array([[0.03, -0.02], [-0.01, 0.04]])
+
+    def waves_at(s):
+        r2 = (at - s[0]) ** 2 / 9 + (at - s[1])[:, None] ** 2 / 5
+        return np.exp(-r2 + 0.3j * (at - s[0]) * (at - s[1])[:, None])
+
+    before = np.stack([waves_at((0, 0))] * 2).astype(np.complex64)
+    after = np.stack([np.exp(0.05j) * waves_at(s) for s in shifts]).astype(np.complex64)
+    np.testing.assert_allclose(newton_shift(before, after - before), shifts, atol=2e-3)
+
+
+def test_thickness_of_a_slab_from_its_rocking_curve():
+    kappa = np.arange(-60, 61) * 0.6e6
+    thickness = 700e-9
+    counts = np.sinc(kappa * thickness / (2 * np.pi)) ** 2
+    assert thickness_from_counts(counts, kappa) == pytest.approx(thickness, rel=0.15)
+
+
+def test_window_and_shrink_wrap_hold_the_crystal():
+    rng = np.random.default_rng(8)
+    loose = Window((40, 40))
+    wave = np.zeros((40, 40), np.complex64)
+    wave[12:20, 22:34] = np.exp(1j * rng.random((8, 12)))
+    window = window_around(wave, loose)
+    rows, columns = (20 + window.indices(axis) for axis in (0, 1))
+    assert rows[0] <= 10 and rows[-1] >= 21 and columns[0] <= 20 and columns[-1] >= 35
+    assert len(rows) < 26 and len(columns) < 32
+
+    image = np.zeros((16, 16, 16), np.complex64)
+    image[4:12, 5:11, 6:12] = 1
+    region = np.ones(image.shape, bool)
+    region[:, :, 11:] = False
+    support = shrink_wrap(image + 0.02 * noise(rng, 16, 16, 16), region, 0.3)
+    assert support[5:11, 6:10, 7:11].all() and not support[:, :, 11:].any() and support.sum() < 800
