@@ -60,7 +60,7 @@ class _LocalFrames:
     @contextlib.contextmanager
     def _open(self, path: Path) -> Iterator[h5py.Dataset]:
         try:
-            with h5py.File(path, "r", libver="latest", swmr=True) as file:
+            with _open_finished_or_growing(path) as file:
                 frames = file.get(self._dataset)
                 if not isinstance(frames, h5py.Dataset) or frames.ndim != 3 or frames.dtype.kind != "u":
                     raise file_error(path, self._dataset, "holds no frames", "restore the detector's files")
@@ -75,6 +75,16 @@ class _LocalFrames:
                 for place in np.flatnonzero(self._file_of[wanted] == number):
                     out[place] = frames[(self._row_of[wanted[place]], *cut)]
         return out
+
+
+def _open_finished_or_growing(path: Path) -> h5py.File:
+    """Open for reading; only a file that its writer still holds in SWMR mode (HDF5 hangs on broken ones)."""
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        if "open for write" not in str(error) and "to lock file" not in str(error):
+            raise
+        return h5py.File(path, "r", libver="latest", swmr=True)
 
 
 class _ServedFrames:

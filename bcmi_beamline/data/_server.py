@@ -57,7 +57,7 @@ def _is_initialised(database: Path) -> bool:
     with contextlib.closing(sqlite3.connect(database)) as connection:
         try:
             return connection.execute("SELECT count(*) FROM alembic_version").fetchone()[0] > 0
-        except sqlite3.DatabaseError:
+        except sqlite3.OperationalError:
             return False
 
 
@@ -71,12 +71,12 @@ def serve() -> None:
     settings = json.loads(sys.stdin.readline())
     threading.Thread(target=_leave_with_parent, daemon=True).start()
 
+    config = configuration(Path(settings["directory"]), settings["readable"], settings["api_key"])
+
     import uvicorn
     from tiled.server.app import build_app_from_config
 
-    app = build_app_from_config(
-        configuration(Path(settings["directory"]), settings["readable"], settings["api_key"])
-    )
+    app = build_app_from_config(config)
     listener = socket.socket(fileno=settings["socket"])
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="on"))
     server.run(sockets=[listener])

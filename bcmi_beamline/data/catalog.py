@@ -18,7 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from bcmi_beamline.data.documents import Document, Writer, read_log, replay
+from bcmi_beamline.data.documents import Document, Runs, Writer, read_log, replay
 
 logger = logging.getLogger(__name__)
 
@@ -34,17 +34,15 @@ class CatalogError(RuntimeError):
 class _RunWriter:
     """Hands the documents of one run to Tiled until one fails; the rest of that run is dropped."""
 
-    def __init__(self, connect: Callable[[], Any], failures: dict[str, str], batch_size: int) -> None:
+    def __init__(self, run: str, connect: Callable[[], Any], batch_size: int) -> None:
+        self._run = run
         self._connect = connect
-        self._failures = failures
         self._batch_size = batch_size
         self._write: Writer | None = None
-        self._run = ""
+        self.failure = ""
 
     def __call__(self, name: str, doc: Document) -> None:
-        if name == "start":
-            self._run = doc["uid"]
-        if self._run in self._failures:
+        if self.failure:
             return
         try:
             if self._write is None:
@@ -53,10 +51,11 @@ class _RunWriter:
                 self._write = TiledWriter(self._connect(), batch_size=self._batch_size)
             self._write(name, doc)
         except Exception as error:
-            text = " ".join(f"{name}: {error}".split())
-            self._failures[self._run] = text
+            self.failure = " ".join(f"{name}: {error}".split())
             logger.error(
-                "run %s is not in the catalogue (%s); restore it from its document log", self._run, text
+                "run %s is not in the catalogue (%s); restore it from its document log",
+                self._run,
+                self.failure,
             )
 
 
@@ -97,20 +96,23 @@ class BackgroundTiledWriter:
             logger.exception("a %s document was not queued for the catalogue", name)
 
     def _work(self) -> None:
-        from event_model import RunRouter
-
-        def open_run(name: str, start: Document) -> tuple[list[Writer], list[Any]]:
-            return [_RunWriter(self._connect, self.failures, self._batch_size)], []
-
-        router = RunRouter([open_run])
+        runs, writers = Runs(), dict[str, _RunWriter]()
         while (item := self._queue.get()) is not None:
             if isinstance(item, threading.Event):
                 item.set()
                 continue
+            name, doc = item
             try:
-                router(*item)
+                run = runs(name, doc)
+                if name == "start":
+                    writers[run] = _RunWriter(run, self._connect, self._batch_size)
+                writers[run](name, doc)
+                if writers[run].failure:
+                    self.failures[run] = writers[run].failure
+                if name == "stop":
+                    del writers[run]
             except Exception:
-                logger.exception("a %s document was not stored in the catalogue", item[0])
+                logger.exception("a %s document was not stored in the catalogue", name)
 
     def flush(self, timeout_s: float = 60.0) -> None:
         """Wait until everything queued so far has been handed over; runs that ended are then stored.
@@ -222,11 +224,15 @@ class Catalog:
 
     @cached_property
     def _client(self) -> Any:
+        import httpx
         from tiled.client import from_uri
 
         if self._server is not None:
             self._server.wait()
         try:
+            httpx.get(
+                self.uri, timeout=10.0
+            )  # fails at once where Tiled's client would try for half a minute
             return from_uri(self.uri, api_key=self._api_key)
         except Exception as error:
             first = next(iter(str(error).splitlines()), type(error).__name__)

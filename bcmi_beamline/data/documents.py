@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from event_model import RunRouter
-
 from bcmi_beamline.data._hdf5 import file_error, to_json
 
 Document = dict[str, Any]
@@ -20,19 +18,39 @@ Writer = Callable[[str, Document], Any]
 logger = logging.getLogger(__name__)
 
 
+class Runs:
+    """Tells which run a document belongs to, for any number of runs at once."""
+
+    def __init__(self) -> None:
+        self._run_of: dict[str, str] = {}
+
+    def __call__(self, name: str, doc: Document) -> str:
+        """Return the uid of the run of `doc`; KeyError where its run was never started."""
+        if name == "start":
+            run = doc["uid"]
+        elif name in ("descriptor", "stop", "resource", "stream_resource"):
+            run = doc["run_start"]
+        elif name in ("event", "event_page"):
+            run = self._run_of[doc["descriptor"]]
+        else:
+            run = self._run_of[doc["stream_resource" if name == "stream_datum" else "resource"]]
+        if name in ("descriptor", "resource", "stream_resource"):
+            self._run_of[doc["uid"]] = run
+        if name == "stop":
+            self._run_of = {uid: other for uid, other in self._run_of.items() if other != run}
+        return run
+
+
 class _RunLog:
     """The file of one run; a full disk is reported and does not stop the scan."""
 
-    def __init__(self, path: Path, failures: dict[str, str]) -> None:
+    def __init__(self, path: Path) -> None:
         self._path = path
-        self._failures = failures
         self._file: IO[str] | None = None
-        self._run = ""
+        self.failure = ""
 
     def __call__(self, name: str, doc: Document) -> None:
-        if name == "start":
-            self._run = doc["uid"]
-        if self._run in self._failures:
+        if self.failure:
             return
         try:
             if self._file is None:
@@ -43,7 +61,7 @@ class _RunLog:
             if name == "stop":
                 self._file.close()
         except (OSError, ValueError) as error:
-            self._failures[self._run] = str(error)
+            self.failure = str(error)
             logger.error("%s: document log: %s; the scan goes on without it", self._path, error)
 
 
@@ -65,16 +83,22 @@ class DocumentLog:
     def __init__(self, directory: str | Path) -> None:
         self.directory = Path(directory)
         self.failures: dict[str, str] = {}
-        self._router = RunRouter([self._open])
-
-    def _open(self, name: str, start: Document) -> tuple[list[Writer], list[Any]]:
-        stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(start["time"]))
-        return [_RunLog(self.directory / f"{stamp}_{start['uid']}.jsonl", self.failures)], []
+        self._runs = Runs()
+        self._logs: dict[str, _RunLog] = {}
 
     def __call__(self, name: str, doc: Document) -> None:
         """Log one document; never raises."""
         try:
-            self._router(name, doc)
+            run = self._runs(name, doc)
+            if name == "start":
+                stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(doc["time"]))
+                self._logs[run] = _RunLog(self.directory / f"{stamp}_{run}.jsonl")
+            log = self._logs[run]
+            log(name, doc)
+            if log.failure:
+                self.failures[run] = log.failure
+            if name == "stop":
+                del self._logs[run]
         except Exception:
             logger.exception("document log: a %s document was not logged; the scan goes on", name)
 

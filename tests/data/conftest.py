@@ -6,7 +6,11 @@ from bcmi_beamline.data import open_catalog
 
 
 @pytest.fixture(scope="session")
-def catalog(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("catalog")
-    with open_catalog(folder, readable=[folder.parent]) as catalog:
+def catalog_folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("catalog")
+
+
+@pytest.fixture(scope="session")
+def catalog(catalog_folder):
+    with open_catalog(catalog_folder, readable=[catalog_folder.parent]) as catalog:
         yield catalog

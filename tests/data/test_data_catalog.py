@@ -125,15 +125,18 @@ def test_only_this_process_may_ask(catalog):
     assert httpx.get(f"{catalog.uri}/api/v1/metadata/").status_code == 401
 
 
-def test_what_was_stored_is_there_after_reopening(tmp_path):
-    with data.open_catalog(tmp_path / "catalog", readable=[tmp_path]) as catalog:
-        _, uid = scan(tmp_path, catalog.writer)
+def test_a_second_process_may_open_the_same_folder(catalog, catalog_folder, tmp_path):
+    _, uid = scan(tmp_path, catalog.writer)
+    catalog.flush()
     started = time.monotonic()
-    with data.open_catalog(tmp_path / "catalog", readable=[tmp_path]) as catalog:
-        assert time.monotonic() - started < 2  # the server starts in the background
-        assert catalog[-1].metadata["start"]["uid"] == uid
-        server = catalog._server._process
+    with data.open_catalog(catalog_folder, readable=[tmp_path]) as second:
+        assert time.monotonic() - started < 2  # its server starts in the background
+        assert second.run(uid)["primary"]["eiger_image"].shape == (10, 9, 7)
+        _, later = scan(tmp_path, second.writer)
+        second.flush()
+        server = second._server._process
     assert server.poll() is not None
+    assert catalog[-1].metadata["start"]["uid"] == later
 
 
 def test_a_server_that_cannot_start_says_why(tmp_path):

@@ -20,11 +20,11 @@ def one_run(tmp_path, *more, **options):
 
 
 def test_log_holds_every_document_exactly(tmp_path):
-    seen, log, uid = one_run(tmp_path, sample=np.float32(1.5), window=np.arange(3), path=tmp_path)
+    seen, log, uid = one_run(tmp_path, energy=np.float32(1.5), window=np.arange(3), path=tmp_path)
     assert [name for name, _ in seen].count("stream_resource") == 2
     back = list(data.read_log(log.path(uid)))
     assert [name for name, _ in back] == [name for name, _ in seen]
-    assert back[0][1]["sample"] == 1.5
+    assert back[0][1]["energy"] == 1.5
     assert back[0][1]["window"] == [0, 1, 2]
     for (_, ours), (name, theirs) in zip(back, seen, strict=True):
         if name != "start":
