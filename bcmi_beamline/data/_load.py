@@ -220,11 +220,22 @@ class _Run:
                 f"{client!r} is no run; give a CXI file, a run of the catalogue, or a uid and the catalogue"
             ) from None
         self.name = f"run {self.start['uid'][:8]}"
+        self.kind = self.get("scan_kind")
+        if self.kind not in ("rocking", "ptychography"):
+            raise self.fail(
+                "start document", f"scan_kind is {self.kind!r}", "name a rocking or ptychography run"
+            )
+        axes = ["nanogoniometer_x", "nanogoniometer_y"]
+        self._axes = [f"diffractometer_{self.get('rocking', 'circle')}"] if self.kind == "rocking" else axes
         if "primary" not in client:
             raise self.fail("primary", "has no points", "take the scan again")
         self._stream = client["primary"]
-        if IMAGE not in self._stream:
+        present = set(self._stream)
+        if IMAGE not in present:
             raise self.fail("primary", f"has no {IMAGE}", "name a scan that used the detector")
+        wanted = [*self._axes, "eiger_frame", "monitor_flux"]
+        readings = self._stream.read([key for key in wanted if key in present])
+        self._readings = {key: np.asarray(readings[key].values) for key in wanted if key in present}
 
     def fail(self, where: str, wrong: str, mend: str) -> FileError:
         return file_error(self.name, where, wrong, mend)
@@ -241,20 +252,22 @@ class _Run:
             value = value[part]
         return value
 
-    def columns(self, *keys: str) -> list[np.ndarray]:
-        """Return readings, one value per event."""
-        missing = [key for key in keys if key not in self._stream]
-        if missing:
-            raise self.fail("primary", f"has no {', '.join(missing)}", "record it with the scan")
-        readings = self._stream.read(list(keys))
-        columns = [np.asarray(readings[key].values) for key in keys]
-        for key, values in zip(keys, columns, strict=True):
-            if values.dtype.kind not in "iuf" or not np.isfinite(values).all():
-                raise self.fail("primary", f"{key} holds values that are no finite numbers", "repair the run")
-        return columns
+    def column(self, key: str) -> np.ndarray:
+        """Return one reading per event."""
+        if key not in self._readings:
+            raise self.fail("primary", f"has no {key}", "record it with the scan")
+        values = self._readings[key]
+        if values.dtype.kind not in "iuf" or not np.isfinite(values).all():
+            raise self.fail("primary", f"{key} holds values that are no finite numbers", "repair the run")
+        return values
 
     def optional(self, key: str) -> np.ndarray | None:
-        return self.columns(key)[0] if key in self._stream else None
+        """Return one reading per event where the scan recorded it."""
+        return self.column(key) if key in self._readings else None
+
+    def axes(self) -> list[np.ndarray]:
+        """Return the rocking circle's readings (deg), or the modulator's x and y (um)."""
+        return [self.column(key) for key in self._axes]
 
     def frames(self, points: int) -> tuple[_WindowFrames, np.ndarray]:
         """Return the window of each point's frame, and the pixels of it known to be bad."""
@@ -296,8 +309,8 @@ class _Run:
     def metadata(self) -> dict[str, Any]:
         """Return the provenance that travels with the scan."""
         kept = (
-            "plan_name", "scan_kind", "scan_id", "time", "beamline", "sample", "proposal", "modulator",
-            "modulator_position_um", "calibration", "geometry", "window",
+            "plan_name", "scan_kind", "scan_id", "time", "exposure_s", "beamline", "sample", "proposal",
+            "modulator", "modulator_position_um", "calibration", "geometry", "window",
         )  # fmt: skip
         found = {key: self.start[key] for key in kept if key in self.start}
         return {
@@ -325,15 +338,11 @@ def _relative(flux: np.ndarray | None) -> np.ndarray | None:
 def _scan(client: Any, *, in_memory: bool) -> Scan:
     """Build the scan of a run; frames that stay on disk are read when sliced."""
     run = _Run(client)
-    kind = run.get("scan_kind")
-    if kind not in ("rocking", "ptychography"):
-        raise run.fail("start document", f"scan_kind is {kind!r}", "name a rocking or ptychography run")
     try:
         geometry = Geometry(**run.get("geometry"))
     except (TypeError, ValueError) as error:
         raise run.fail("start document", f"geometry: {error}", "correct it") from None
-    circle = f"diffractometer_{run.get('rocking', 'circle')}" if kind == "rocking" else ""
-    axes = run.columns(*([circle] if kind == "rocking" else ["nanogoniometer_x", "nanogoniometer_y"]))
+    axes = run.axes()
     window, bad = run.frames(len(axes[0]))
     source: _FrameSource = window[:] if in_memory else window  # pyright: ignore[reportAssignmentType]
 
@@ -341,7 +350,7 @@ def _scan(client: Any, *, in_memory: bool) -> Scan:
     cutoff = None if cutoff is None else float(np.float32(cutoff))
     invalid = int(np.iinfo(source.dtype).max)
     seen = _survey(source, invalid, cutoff)
-    if kind == "rocking" and cutoff is not None:
+    if run.kind == "rocking" and cutoff is not None:
         bad |= seen.invalid == len(axes[0])  # the others are known to be saturated, frame by frame
     else:
         bad |= (seen.invalid > 0) | seen.saturated
@@ -353,7 +362,7 @@ def _scan(client: Any, *, in_memory: bool) -> Scan:
     flux = _relative(run.optional("monitor_flux"))
     metadata = run.metadata()
 
-    if kind == "ptychography":
+    if run.kind == "ptychography":
         return PtychographyScan(
             frames=frames,
             positions=np.column_stack(axes) * 1e-6,

@@ -190,7 +190,7 @@ def without(start, *keys):
         ({**ROCKING, "geometry": {"energy_ev": -1.0}}, {}, "energy_ev must be positive"),
         ({**ROCKING, "geometry": {"energy": 1.0}}, {}, "geometry: "),
         ({**ROCKING, "window": {**WINDOW, "row": 2}}, {}, "does not lie on a detector of (30, 24)"),
-        (PTYCHOGRAPHY, {}, "has no nanogoniometer_x, nanogoniometer_y"),
+        (PTYCHOGRAPHY, {}, "has no nanogoniometer_x"),
         (ROCKING, {"diffractometer_phi": np.array([17.7, np.nan])}, "no finite numbers"),
         (
             {**ROCKING, "detector": {**ROCKING["detector"], "masked_rows": [[0, 29]]}},
