@@ -24,6 +24,7 @@ class Shutter(Device):
     def __init__(self, prefix: str, *, name: str, **kwargs) -> None:
         super().__init__(prefix, name=name, **kwargs)
         self.state.name = name
+        self._reopen = False
 
     def check_value(self, value) -> int:
         """1 for open, 0 for closed.
@@ -57,6 +58,18 @@ class Shutter(Device):
 
         self.state.put(wanted, wait=False, use_complete=True, callback=completed)
         return status
+
+    def pause(self) -> None:
+        """Close while the RunEngine pauses: a crystal is not exposed while nobody measures."""
+        self._reopen = self.is_open
+        if self._reopen:
+            self.set(0).wait(SHUTTER_TIMEOUT_S)
+
+    def resume(self) -> None:
+        """Open again if `pause` closed it."""
+        if self._reopen:
+            self._reopen = False
+            self.set(1).wait(SHUTTER_TIMEOUT_S)
 
     @property
     def is_open(self) -> bool:

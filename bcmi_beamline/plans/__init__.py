@@ -4,7 +4,6 @@ Plans take `Devices` first, only yield messages, check their arguments before an
 they found. Trajectories and fits are pure functions.
 """
 
-from bcmi_beamline.plans._stubs import move, take_point
 from bcmi_beamline.plans.alignment import (
     AlignmentResult,
     Pattern,
@@ -32,7 +31,7 @@ from bcmi_beamline.plans.fits import (
     fit_slab,
 )
 from bcmi_beamline.plans.modulator import ModulatorError, insert_modulator, retract_modulator
-from bcmi_beamline.plans.preprocessors import measure, safe_state_wrapper, scan_metadata
+from bcmi_beamline.plans.preprocessors import safe_state_wrapper, scan_metadata
 from bcmi_beamline.plans.rocking import RockingResult, rocking_scan
 from bcmi_beamline.plans.trajectories import PathReport, report_path, rocking_angles, spiral
 
@@ -68,8 +67,6 @@ __all__ = [
     "fit_sharpness",
     "fit_slab",
     "insert_modulator",
-    "measure",
-    "move",
     "report_path",
     "retract_modulator",
     "rocking_angles",
@@ -77,6 +74,5 @@ __all__ = [
     "safe_state_wrapper",
     "scan_metadata",
     "spiral",
-    "take_point",
     "z_walk",
 ]

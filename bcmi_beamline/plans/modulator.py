@@ -118,6 +118,11 @@ def move_modulator(
 def retract_modulator(devices: Devices) -> MsgGenerator[Pose]:
     """Take the modulator out of the beam: z away from the crystal first, then aside.
 
+    Parameters
+    ----------
+    devices : Devices
+        The beamline.
+
     Returns
     -------
     dict
@@ -163,6 +168,7 @@ def insert_modulator(devices: Devices, z_um: float | None = None) -> MsgGenerato
     Parameters
     ----------
     devices : Devices
+        The beamline.
     z_um : float, optional
         Nanogoniometer z at zero tilt, in place of that of the position "in".
 
