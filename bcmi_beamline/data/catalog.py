@@ -18,6 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from bcmi_beamline.data._hdf5 import file_error
 from bcmi_beamline.data.documents import Document, Runs, Writer, read_log, replay
 
 logger = logging.getLogger(__name__)
@@ -114,7 +115,7 @@ class BackgroundTiledWriter:
             except Exception:
                 logger.exception("a %s document was not stored in the catalogue", name)
 
-    def flush(self, timeout_s: float = 60.0) -> None:
+    def flush(self, timeout_s: float = START_TIMEOUT_S) -> None:
         """Wait until everything queued so far has been handed over; runs that ended are then stored.
 
         Raises
@@ -130,7 +131,7 @@ class BackgroundTiledWriter:
                 "the run from its document log"
             )
 
-    def close(self, timeout_s: float = 60.0) -> None:
+    def close(self, timeout_s: float = START_TIMEOUT_S) -> None:
         """Store what is queued, for at most `timeout_s`, and end the thread."""
         if self._thread is None:
             return
@@ -271,10 +272,17 @@ class Catalog:
         ----------
         log : path
             File of one run, written by `DocumentLog`.
+
+        Raises
+        ------
+        FileError
+            When it is no such file.
         """
         from bluesky_tiled_plugins import TiledWriter
 
-        uid = next(doc["uid"] for name, doc in read_log(log) if name == "start")
+        uid = next((doc["uid"] for name, doc in read_log(log) if name == "start"), None)
+        if uid is None:
+            raise file_error(log, "file", "holds no run", "name a document log")
         client = self.client
         if uid in client:
             if client[uid].metadata.get("stop"):
@@ -284,7 +292,7 @@ class Catalog:
         self.writer.failures.pop(uid, None)
         return True
 
-    def flush(self, timeout_s: float = 60.0) -> None:
+    def flush(self, timeout_s: float = START_TIMEOUT_S) -> None:
         """Wait until every document so far is stored; raises `CatalogError` after `timeout_s`."""
         self.writer.flush(timeout_s)
 

@@ -110,6 +110,12 @@ def test_a_run_stored_in_part_is_restored_whole(catalog, tmp_path):
     np.testing.assert_array_equal(run["primary"]["eiger_image"][:], eiger.frames)
 
 
+def test_a_log_without_a_run_is_one_clear_line(catalog, tmp_path):
+    (tmp_path / "a.jsonl").write_text("")
+    with pytest.raises(data.FileError, match="holds no run"):
+        catalog.restore(tmp_path / "a.jsonl")
+
+
 def test_an_aborted_scan_is_stored(catalog, tmp_path):
     scan(tmp_path, catalog.writer, fail_at=6)
     catalog.flush()
