@@ -15,14 +15,14 @@ WORKERS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 
 """Threads per transform: the processors this process may run on."""
 
 
-def fft2(a: np.ndarray, *, overwrite: bool = False) -> np.ndarray:
+def fft2(a: np.ndarray, *, overwrite: bool = False, workers: int = WORKERS) -> np.ndarray:
     """Unitary forward transform over the last two axes: real space to detector."""
-    return np.asarray(_fft.fft2(a, norm="ortho", workers=WORKERS, overwrite_x=overwrite))
+    return np.asarray(_fft.fft2(a, norm="ortho", workers=workers, overwrite_x=overwrite))
 
 
-def ifft2(a: np.ndarray, *, overwrite: bool = False) -> np.ndarray:
+def ifft2(a: np.ndarray, *, overwrite: bool = False, workers: int = WORKERS) -> np.ndarray:
     """Unitary inverse of `fft2`: detector to real space."""
-    return np.asarray(_fft.ifft2(a, norm="ortho", workers=WORKERS, overwrite_x=overwrite))
+    return np.asarray(_fft.ifft2(a, norm="ortho", workers=workers, overwrite_x=overwrite))
 
 
 def fftn(a: np.ndarray, *, overwrite: bool = False) -> np.ndarray:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.polynomial import Polynomial
 from scipy import ndimage
-from scipy.optimize import minimize_scalar
 
 from bcmi_beamline.reconstruction.fourier import fft2, ifft2
 from bcmi_beamline.reconstruction.propagation import near_field_kernel
@@ -43,70 +43,75 @@ class Levels:
 
 
 def find_levels(values: np.ndarray, rounds: int = 20) -> Levels:
-    """Split complex values (n,) into two levels: 2-means, each level the middle of its densest half.
+    """Split complex values (n,) into two levels: 2-means with robust middles.
 
-    The pixels of walls lie between the levels; they go to the nearer one but do not move it, since a level
-    is the median over the half of its pixels that lie nearest to it.
+    The pixels of walls lie between the levels; they go to the nearer one but hardly move it, since a level is
+    the median over the half of its pixels that lie nearest to it. The first split is along the direction in
+    which the values spread most.
     """
-    centre = np.median(values.real) + 1j * np.median(values.imag)
-    first = values[np.argmax(np.abs(values - centre) * (np.abs(values) < 2 * np.abs(values).mean()))]
-    second = values[np.argmax(np.abs(values - first) * (np.abs(values) < 2 * np.abs(values).mean()))]
-    levels = [complex(first), complex(second)]
-    nearer = np.zeros(values.shape, bool)
+    centred = values - values.mean()
+    if np.abs(centred).max() <= 1e-6 * np.abs(values).max():
+        level = complex(values.mean())
+        return Levels(level, level, 0.0, np.ones(values.shape, bool))
+    axis = np.exp(0.5j * np.angle((centred**2).sum()))
+    nearer = np.real(centred * axis.conj()) > 0
+    levels = [complex(values[nearer].mean()), complex(values[~nearer].mean())]
     for _ in range(rounds):
-        nearer = np.abs(values - levels[0]) <= np.abs(values - levels[1])
-        groups = (values[nearer], values[~nearer])
-        levels = [_middle(g, level) for g, level in zip(groups, levels, strict=True)]
+        levels = [_middle(values[nearer], levels[0]), _middle(values[~nearer], levels[1])]
+        split = np.abs(values - levels[0]) <= np.abs(values - levels[1])
+        if (split == nearer).all():
+            break
+        nearer = split
     if abs(levels[1]) > abs(levels[0]):
         levels, nearer = levels[::-1], ~nearer
     within = np.abs(values - np.where(nearer, *levels)) ** 2
-    explained = 1 - within.mean() / np.var(values)
-    return Levels(levels[0], levels[1], float(explained), nearer)
+    return Levels(levels[0], levels[1], float(1 - within.mean() / np.var(values)), nearer)
 
 
-def _middle(group: np.ndarray, level: complex) -> complex:
+def _middle(group: np.ndarray, start: complex) -> complex:
     if not group.size:
-        return level
-    middle = np.median(group.real) + 1j * np.median(group.imag)
+        return start
+    core = group
     for _ in range(3):
+        middle = _median(core)
         distance = np.abs(group - middle)
         core = group[distance <= np.median(distance)]
-        middle = np.median(core.real) + 1j * np.median(core.imag)
-    return complex(middle)
+    return _median(core)
 
 
-def flatten(image: np.ndarray, trusted: np.ndarray, rounds: int = 8) -> tuple[np.ndarray, np.ndarray, Levels]:
-    """Phase ramp of a two-level object, so that its bare regions are flat.
+def _median(values: np.ndarray) -> complex:
+    return complex(np.median(np.real(values)), np.median(np.imag(values)))
+
+
+def flatten(image: np.ndarray, trusted: np.ndarray, rounds: int = 12) -> tuple[np.ndarray, complex, Levels]:
+    """Phase ramp and scale of a two-level object that make its bare regions flat and 1.
+
+    Divide the object by ``scale * phase_ramp(shape, ramp)`` and multiply the probe by it.
 
     Returns
     -------
     ramp : ndarray, (2,)
-        Turns of phase per pixel along (row, column), about index ``n // 2``; take them from the object and give
-        them to the probe.
-    flat : ndarray
-        The object without the ramp, bare level 1.
+        Turns of phase per pixel along (row, column), about index ``n // 2``.
+    scale : complex
     levels : Levels
-        Of the trusted pixels of `flat`.
+        Of the trusted pixels after that.
     """
-    ramp = _ramp_of_peak(image, trusted)
-    inside = ndimage.binary_erosion(trusted, iterations=2)
-    inside = inside if inside.any() else trusted
-    rows, columns = np.nonzero(inside)
-    design = np.stack([np.ones(len(rows)), rows - image.shape[0] // 2, columns - image.shape[1] // 2], axis=1)
-    flat = image * phase_ramp(image.shape, -ramp)
-    levels = find_levels(flat[inside])
+    values = image[trusted]
+    rows, columns = np.nonzero(trusted) - np.array([[n // 2] for n in image.shape])
+    design = np.stack([np.ones(len(rows)), rows, columns], axis=1)
+    ramp = _strongest_frequency(image, trusted)
     for _ in range(rounds):
-        bare = levels.is_bare
-        phase = np.angle(flat[inside] / np.where(bare, levels.bare, levels.film))
-        core = np.abs(phase) < 3 * np.median(np.abs(phase)) + 1e-6
-        fit = np.linalg.lstsq(design[core], phase[core], rcond=None)[0] / (2 * np.pi)
-        ramp = ramp + fit[1:]
-        flat = image * phase_ramp(image.shape, -ramp)
-        levels = find_levels(flat[inside])
-        if np.abs(fit[1:] * image.shape).max() < 1e-5:
+        flat = values * np.exp(-2j * np.pi * (design[:, 1:] @ ramp))
+        levels = find_levels(flat)
+        phase = np.angle(flat / np.where(levels.is_bare, levels.bare, levels.film))
+        core = np.abs(phase) <= 2 * np.median(np.abs(phase))
+        change = np.linalg.lstsq(design[core], phase[core], rcond=None)[0][1:] / (2 * np.pi)
+        ramp = ramp + change
+        if (np.abs(change) * image.shape < 1e-5).all():
             break
-    flat = (flat / levels.bare).astype(np.complex64)
-    return ramp, flat, find_levels(flat[inside])
+    flat = values * np.exp(-2j * np.pi * (design[:, 1:] @ ramp))
+    scale = find_levels(flat).bare
+    return ramp, scale, find_levels(flat / scale)
 
 
 def phase_ramp(shape: tuple[int, ...], turns: np.ndarray) -> np.ndarray:
@@ -115,7 +120,7 @@ def phase_ramp(shape: tuple[int, ...], turns: np.ndarray) -> np.ndarray:
     return (y[:, None] * x).astype(np.complex64)
 
 
-def _ramp_of_peak(image: np.ndarray, trusted: np.ndarray) -> np.ndarray:
+def _strongest_frequency(image: np.ndarray, trusted: np.ndarray) -> np.ndarray:
     """Strongest spatial frequency of the trusted region, turns per pixel, to a quarter of a period across."""
     size = [4 * n for n in image.shape]
     spectrum = np.abs(np.fft.fft2(np.where(trusted, image, 0), size))
@@ -124,33 +129,38 @@ def _ramp_of_peak(image: np.ndarray, trusted: np.ndarray) -> np.ndarray:
 
 
 def focus(
-    probe: np.ndarray, pixel: tuple[float, float], wavelength: float, nominal: float, power: float = 1.0
+    probe: np.ndarray, pixel: tuple[float, float], wavelength: float, near: float, power: float = 0.5
 ) -> float:
-    """Distance in metres over which the back-propagated wave is most compact.
+    """Distance in metres over which the back-propagated wave (Ny, Nx) is most compact.
 
-    Propagation keeps ``sum |w|**2``, so the smaller ``sum |w|**power`` for a power below 2, the fewer pixels
-    share the energy: at the crystal, whose facets end sharply, nothing lies outside. Searched from 0.7 to 1.3
-    of `nominal`, then by parabola.
+    A crystal ends at its facets, so that at its plane the least wave lies outside them. Compactness is
+    ``sum |w|**power / (sum |w|**2)**(power / 2)``, the smaller the fewer pixels share the energy; a low power
+    sees the faint fringes of defocus rather than the bright middle. It is taken over the central quarter of
+    the field, beyond which noise would rule. Searched from 0.75 to 1.25 of `near`, then refined by cubics.
     """
     spectrum = fft2(probe)
+    shape = probe.shape[0], probe.shape[1]
+    middle = tuple(slice(n // 2 - n // 8, n // 2 + n // 8 + 1) for n in shape)
 
     def spread(distance: float) -> float:
-        kernel = near_field_kernel(probe.shape[-2:], pixel, wavelength, -distance)  # pyright: ignore[reportArgumentType]
-        modulus = np.abs(ifft2(spectrum * kernel, overwrite=True))
-        return float((modulus**power).sum(dtype=float))
+        kernel = near_field_kernel(shape, pixel, wavelength, -distance)
+        modulus = np.abs(ifft2(spectrum * kernel, overwrite=True)[middle])
+        return float((modulus**power).mean(dtype=float) / (modulus**2).mean(dtype=float) ** (power / 2))
 
-    step = 2 * max(pixel) ** 2 / wavelength
-    span = np.arange(0.7 * nominal, 1.3 * nominal + step, step)
-    best = span[np.argmin([spread(d) for d in span])]
-    for half in (1.5 * step, 0.6 * step):
-        tried = best + np.linspace(-half, half, 9)
-        curve = np.polynomial.Polynomial.fit(tried - best, [spread(d) for d in tried], 3)
-        found = minimize_scalar(curve, bounds=(-half, half), method="bounded")
-        best = best + float(found.x)  # pyright: ignore[reportAttributeAccessIssue]
-    return float(best)
+    depth = max(pixel) ** 2 / wavelength
+    best = near
+    for half in (0.25 * near, 3 * depth, 2 * depth):
+        tried = best + np.linspace(-half, half, max(15, round(half / depth) | 1))
+        values = np.array([spread(d) for d in tried])
+        best = tried[values.argmin()]
+    curve = Polynomial.fit(tried, values, 3)
+    turns = curve.deriv().roots()
+    turns = turns[np.isreal(turns) & (curve.deriv(2)(turns).real > 0)].real
+    turns = turns[np.abs(turns - best) < depth]
+    return float(turns[0] if len(turns) else best)
 
 
-def shift_wave(wave: np.ndarray, shift: np.ndarray) -> np.ndarray:
+def shift_wave(wave: np.ndarray, shift: tuple[float, float]) -> np.ndarray:
     """Move (..., Ny, Nx) by (row, column) pixels, sub-pixel, in Fourier space."""
     fy, fx = (np.fft.fftfreq(n) for n in wave.shape[-2:])
     ramp = np.exp(-2j * np.pi * (shift[0] * fy[:, None] + shift[1] * fx)).astype(np.complex64)
@@ -158,8 +168,10 @@ def shift_wave(wave: np.ndarray, shift: np.ndarray) -> np.ndarray:
 
 
 def centre_of_mass(wave: np.ndarray, floor: float = 0.01) -> np.ndarray:
-    """Centre of ``|wave|**2`` summed over modes, (row, column) from index ``n // 2``; pixels below `floor` of
-    the peak do not count, so that a faint background far out does not pull."""
+    """Centre of ``|wave|**2`` summed over modes, (row, column) from index ``n // 2``.
+
+    Pixels below `floor` of the peak do not count, so that a faint background far out does not pull.
+    """
     power = (np.abs(wave) ** 2).reshape(-1, *wave.shape[-2:]).sum(axis=0)
     power = np.where(power > floor * power.max(), power, 0)
     return np.array(ndimage.center_of_mass(power)) - [n // 2 for n in power.shape]

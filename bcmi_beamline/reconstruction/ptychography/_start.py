@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 
 from bcmi_beamline.reconstruction.fourier import ifft2, to_centre, to_corner
 from bcmi_beamline.reconstruction.free_pixels import free_pixels
@@ -35,7 +35,10 @@ def check_scan(scan: PtychographyScan) -> np.ndarray:
         raise ValueError(f"{j} frames are too few for ptychography: {FEWEST_FRAMES} or more are needed")
     pixel = np.array(scan.object_pixel[::-1])
     extent = np.ptp(scan.positions, axis=0)
-    told = f"the scan spans {extent[0] * 1e6:.4g} x {extent[1] * 1e6:.4g} um with object pixels of {pixel[0] * 1e9:.3g} nm"
+    told = (
+        f"the scan spans {extent[0] * 1e6:.4g} x {extent[1] * 1e6:.4g} um with object pixels of "
+        f"{pixel[0] * 1e9:.3g} nm"
+    )
     if (extent < pixel).all():
         raise ValueError(f"{told}: all positions are equal, check their units (m) and columns (x, y)")
     if (extent > LARGEST_SCAN_PIXELS * pixel).any():
@@ -43,12 +46,12 @@ def check_scan(scan: PtychographyScan) -> np.ndarray:
             f"{told}, more than {LARGEST_SCAN_PIXELS} pixels: check the units of positions (m), "
             "wavelength, distance and detector pixel"
         )
-    nearest = float(np.median(cKDTree(scan.positions).query(scan.positions, k=2)[0][:, 1]))
+    nearest = float(np.median(KDTree(scan.positions).query(scan.positions, k=2)[0][:, 1]))
     field = float((pixel * (nx, ny)).min())
     if nearest > field / 2:
         raise ValueError(
-            f"neighbouring positions are {nearest * 1e6:.3g} um apart in a far field of view of {field * 1e6:.3g} um "
-            "and do not overlap: near-field data, or wrong distance, wavelength or pixel size"
+            f"neighbouring positions are {nearest * 1e6:.3g} um apart in a far field of view of "
+            f"{field * 1e6:.3g} um and do not overlap: near-field data, or wrong distance, wavelength, pixel"
         )
     mean = np.where(scan.mask, 0, scan.frames.mean(axis=0, dtype=np.float64))
     if not np.isfinite(mean).all():
