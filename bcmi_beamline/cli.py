@@ -6,6 +6,7 @@ progress to a terminal's stderr only. Heavy rooms are imported inside the comman
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import json
 import os
@@ -266,7 +267,23 @@ def run_plan(
         with _shown(function.__name__) as progress:
             result = session.run(function(session.devices, **values), progress)
         session.flush()
-    print(result)
+    _print_table(_numbers(result), function.__name__)
+
+
+def _numbers(result: Any) -> dict[str, Any]:
+    """The numbers and names in a plan's result, without its curves."""
+    if not dataclasses.is_dataclass(result):
+        return {"result": result}
+    rows: dict[str, Any] = {}
+    for field in dataclasses.fields(result):
+        value = getattr(result, field.name)
+        if dataclasses.is_dataclass(value):
+            rows |= {f"{field.name}.{key}": item for key, item in _numbers(value).items()}
+        elif isinstance(value, int | float | str):
+            rows[field.name] = value
+        elif isinstance(value, tuple) and all(isinstance(item, str) for item in value):
+            rows[field.name] = ", ".join(value)
+    return rows
 
 
 # -- files in, files out ---------------------------------------------------------------------------------

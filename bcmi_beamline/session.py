@@ -152,7 +152,7 @@ class Session:
                 self.RE.abort("interrupted by the operator")
             raise PlanInterrupted("stopped by the operator; shutter closed, detector disarmed") from None
 
-    def flush(self, timeout_s: float = 60.0) -> None:
+    def flush(self, timeout_s: float = 120.0) -> None:
         """Wait until every document so far is in the catalogue."""
         self.catalog.flush(timeout_s)
 

@@ -283,6 +283,32 @@ def drift_figure(
 
 
 # -- pieces ----------------------------------------------------------------------------------------------
+def path_figure(path: Mapping[str, np.ndarray]) -> Figure:
+    """Where every axis that moves stands at each frame; the x, y path of the modulator where both move.
+
+    Parameters
+    ----------
+    path : mapping of device name to ndarray, (frames,)
+    """
+    moving = {name: values for name, values in path.items() if np.ptp(values) > 0}
+    pair = [name for name in moving if name.endswith(("nanogoniometer_x", "nanogoniometer_y"))]
+    rows = max(1, len(moving))
+    figure, axes = _subplots(rows, 2 if len(pair) == 2 else 1, (9, 1 + 1.6 * rows))
+    for axis, (name, values) in zip(axes[:, 0], moving.items(), strict=False):
+        axis.plot(values, color=COLOURS[0], lw=1)
+        axis.set(ylabel=name.replace("_", " ", 1))
+    axes[-1, 0].set(xlabel="frame")
+    if len(pair) == 2:
+        for axis in axes[:, 1]:
+            axis.remove()
+        plane = figure.add_subplot(axes[0, 1].get_gridspec()[:, 1])
+        x, y = (moving[name] for name in sorted(pair))
+        plane.plot(x, y, "-", color="0.7", lw=0.6)
+        plane.plot(x, y, ".", color=COLOURS[1], ms=2.5)
+        plane.set(xlabel="x (µm)", ylabel="y (µm)", aspect="equal", title="modulator")
+    return figure
+
+
 def _map(
     figure: Figure,
     axis: Axes,
