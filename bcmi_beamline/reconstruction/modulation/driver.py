@@ -10,7 +10,7 @@ import numpy as np
 from bcmi_beamline.reconstruction.free_pixels import free_pixels
 from bcmi_beamline.reconstruction.modes import align_trials, eigen_modes
 from bcmi_beamline.reconstruction.modulation.chain import extend, walk_outward
-from bcmi_beamline.reconstruction.modulation.drift import drift_shows, find_drift
+from bcmi_beamline.reconstruction.modulation.drift import SIGNIFICANT, drift_significance, find_drift
 from bcmi_beamline.reconstruction.modulation.operators import (
     FrameOperator,
     RockingOperator,
@@ -276,9 +276,9 @@ def solve(
     solution = chain(problem, central, frame, lambda done: say(0.05 + 0.45 * done, "frame by frame"))
     pilot = min(PILOT, iterations)
     solution = refine(problem, solution, pilot, after)
-    free_drift = drift == "free" or (drift == "auto" and drift_shows(problem, solution))
+    free_drift = drift == "free" or (drift == "auto" and drift_significance(problem, solution) > SIGNIFICANT)
     if free_drift:
-        say(0.5, "drift, from the exit waves")
+        say(0.5 + 0.5 * pilot / iterations, "drift, from the exit waves")
         moving = refine(problem, find_drift(problem, solution), pilot)
         solution = min(solution, moving, key=lambda s: s.error[-1])
     return refine(problem, solution, iterations - pilot, after, free_drift)
