@@ -192,6 +192,15 @@ def test_positions_come_home_except_what_they_cannot_know():
     assert left.std() < 0.05
 
 
+def test_a_flat_object_tells_no_position():
+    e = engine(start_image=np.ones((84, 88)))
+    before = e.offsets.copy()
+    e.descend(locate=True)
+    e.move(lambda offsets: offsets)
+    assert np.isfinite(e.offsets).all()
+    np.testing.assert_allclose(e.offsets, before, atol=0.31)
+
+
 def test_part_of_the_frames_asks_for_the_same_probe():
     e = engine()
     before = e.probe.copy()

@@ -265,6 +265,6 @@ def _score(totals: np.ndarray) -> Score:
 def _newton(normal: np.ndarray) -> np.ndarray:
     """Gauss-Newton steps (b, 2) of the offsets, damped where the object is flat."""
     yy, yx, xx, ry, rx = normal.T
-    damp = 0.05 * (yy + xx) + np.finfo(float).tiny
+    damp = 0.05 * (yy + xx) + 1e-30
     yy, xx = yy + damp, xx + damp
     return np.stack([xx * ry - yx * rx, yy * rx - yx * ry], axis=1) / (yy * xx - yx**2)[:, None]

@@ -48,8 +48,9 @@ def modulus_residual(waves, frames, states, sums):
     """Replace detector waves by what brings their modulus to the measured one, and score them.
 
     ``waves *= sqrt(I + 3/8) / sqrt(|waves|**2 + 3/8) - 1`` where a pixel may be used, 0 elsewhere: the
-    negative gradient of the Anscombe-weighted least squares. `frames` and `states` are (b, N, N). `sums` (b, 4) receives, per frame, the sums of (|F| - sqrt(I))**2 and of I
-    over the used pixels, of the free log-likelihood, and the number of free pixels.
+    negative gradient of the Anscombe-weighted least squares. `frames` and `states` are (b, N, N).
+    `sums` (b, 4) receives, per frame, the sums of (|F| - sqrt(I))**2 and of I over the used pixels, of the
+    free log-likelihood, and the number of free pixels.
     """
     b, modes, ny, nx = waves.shape
     half_y, half_x = ny // 2, nx // 2
