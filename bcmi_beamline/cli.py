@@ -304,8 +304,7 @@ def simulate(
 
     with _shown(f"Simulating {kind.value}") as progress:
         scan = simulated_scan(kind.value, load_beamline(beamline), load_preset(preset), modulator, progress)
-        write = data.write_rocking if kind is Kind.rocking else data.write_ptychography
-        write(output, scan)
+        data.write_cxi(output, scan)
     print(f"{output}: {scan!r}")
 
 
@@ -386,7 +385,7 @@ def reconstruct(
     options: dict[str, Any] = {"trials": trials, "seed": seed}
     options |= {} if iterations is None else {"iterations": iterations}
     with _shown(f"Reconstructing ({chosen.value})") as progress:
-        if chosen is Method.bcmi:
+        if chosen is Method.bcmi and modulator is not None:
             from bcmi_beamline.reconstruction import modulation
 
             known = data.read_modulator(modulator)

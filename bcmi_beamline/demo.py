@@ -94,7 +94,7 @@ class _RunStages:
     def __call__(self, name: str, doc: dict[str, Any]) -> None:
         if name == "start":
             kind = doc["scan_kind"]
-            title = TITLES.get(kind, kind)
+            title: str = TITLES.get(kind, str(kind))
             if kind == "alignment":
                 title += f" ({doc['alignment']['axis']})"
             if kind == "rocking":
@@ -250,7 +250,7 @@ def _write(out: Path, measured: Measured, found: Found, truth: Truth, summary: d
     experiment_page(
         out / "report.html",
         summary,
-        alignment=measured.experiment.alignment.curves,
+        alignment={str(tilt): curve for tilt, curve in measured.experiment.alignment.curves.items()},
         scans={"modulator in": measured.rocking_in, "modulator out": measured.rocking_out},
         modulator=found.modulator,
         results={"BCMI": found.bcmi, "BCDI": found.bcdi},
@@ -282,8 +282,8 @@ def headline(summary: dict[str, Any]) -> dict[str, str]:
         resolution = result["fsc_half_bit_half_period_nm"]
         shown = f"{resolution:.1f} nm" if resolution else "none"
         lines[method.upper()] = (
-            f"{result['class']}, correlation with truth {result['correlation']:.4f}, "
-            f"resolution {shown} (half period)"
+            f"{result['class']}, correlation with truth {result['correlation']:.4f}, with its twin "
+            f"{result['correlation_twin']:.4f}, resolution {shown} (half period)"
         )
     lines["time"] = ", ".join(f"{part} {seconds:.0f} s" for part, seconds in summary["seconds"].items())
     return lines

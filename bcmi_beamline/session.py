@@ -134,7 +134,7 @@ class Session:
         self.twin = twin
         self._stack = stack
 
-    def run(self, plan: Generator, progress: Progress | None = None, **metadata: Any) -> Any:
+    def run(self, plan: Generator[Any, Any, Any], progress: Progress | None = None, **metadata: Any) -> Any:
         """Run `plan` to its end and return what it returns.
 
         Raises
@@ -144,13 +144,14 @@ class Session:
         """
         from bluesky.utils import RunEngineInterrupted
 
-        subscriptions = [RunProgress(progress)] if progress else []
+        subscriptions: Any = [RunProgress(progress)] if progress else []
         try:
-            return self.RE(plan, subscriptions, **metadata).plan_result
+            result: Any = self.RE(plan, subscriptions, **metadata)
         except RunEngineInterrupted:
             if self.RE.state != "idle":
                 self.RE.abort("interrupted by the operator")
             raise PlanInterrupted("stopped by the operator; shutter closed, detector disarmed") from None
+        return result.plan_result
 
     def flush(self, timeout_s: float = 120.0) -> None:
         """Wait until every document so far is in the catalogue."""
@@ -214,6 +215,10 @@ def open_session(
 
 
 def _wire(source, beamline, directory, simulate, time_scale, connect_timeout_s, stack) -> Session:
+    from bcmi_beamline.data import DocumentLog, open_catalog
+
+    readable = [Path("/")] if simulate is None else [directory / "frames"]
+    catalog = stack.enter_context(open_catalog(directory / "catalog", readable=readable))  # starts meanwhile
     twin = None
     if simulate is not None:
         from bcmi_beamline.sim.launch import SimulatedBeamline, claim_ports
@@ -226,25 +231,31 @@ def _wire(source, beamline, directory, simulate, time_scale, connect_timeout_s, 
         twin = stack.enter_context(
             SimulatedBeamline(preset, beamline=source, data_dir=frames, time_scale=time_scale)
         )
+        # entered after the twin, so left before it: its going is no news to anybody
+        stack.callback(_hush_channel_access)
 
     from bluesky import RunEngine
 
-    from bcmi_beamline.data import DocumentLog, open_catalog
     from bcmi_beamline.devices import connect, make_devices
 
     devices = make_devices(beamline)
     connect(devices, connect_timeout_s)
-    readable = [directory / "frames"] if twin else [Path("/")]
-    catalog = stack.enter_context(open_catalog(directory / "catalog", readable=readable))
-
     in_main_thread = threading.current_thread() is threading.main_thread()
-    options = {} if in_main_thread else {"context_managers": []}
-    RE = RunEngine(StoredMetadata(directory / "metadata.json"), call_returns_result=True, **options)
+    options: dict[str, Any] = {} if in_main_thread else {"context_managers": []}
+    metadata: Any = StoredMetadata(directory / "metadata.json")
+    RE = RunEngine(metadata, call_returns_result=True, **options)
     RE.md["beamline"] = beamline.name
     log = DocumentLog(directory / "documents")
     RE.subscribe(log)  # first: what is on disk can always be replayed
     RE.subscribe(catalog.writer)
     return Session(beamline, directory, RE, devices, catalog, log, twin, stack)
+
+
+def _hush_channel_access() -> None:
+    """Keep libca from printing that its server is gone while we stop that server ourselves."""
+    import epics
+
+    epics.ca.replace_printf_handler()
 
 
 def session_from_environment() -> Session:

@@ -23,7 +23,7 @@ def true_object(beamline: Beamline, preset: Preset) -> Reconstruction:
     return Reconstruction(
         image=image,
         support=support,
-        voxel_size=tuple(float(v) for v in voxel_size),
+        voxel_size=voxel_size,
         geometry=beamline.geometry(),
         shear=(0.0, 0.0),
         configuration={"method": "truth", "preset": preset.model_dump(mode="json")},
@@ -44,7 +44,7 @@ def simulated_scan(
         scan = simulate_rocking(beamline, preset, modulator_in=modulator_in, progress=progress)
         return RockingScan(
             frames=_counted(scan),
-            angles_deg=scan.angles_deg,
+            angles_deg=np.asarray(scan.angles_deg),
             mask=scan.mask,
             geometry=scan.geometry,
             flux=scan.flux,
@@ -55,7 +55,7 @@ def simulated_scan(
     scan = simulate_ptychography(beamline, preset, progress=progress)
     return PtychographyScan(
         frames=_counted(scan),
-        positions=scan.positions,
+        positions=np.asarray(scan.positions),
         mask=scan.mask,
         wavelength=scan.geometry.wavelength,
         propagation_distance=scan.geometry.propagation_distance,

@@ -34,7 +34,9 @@ def test_rocking_gradient_is_the_derivative_of_a_real_rotation(arm, sign):
     g = Geometry(arm=arm, arm_sign=sign)
     step = 1e-6
     turned = rotation_matrix(g.rocking_axis, step) @ g.q_vector
-    assert g.detector_frame @ (turned - g.q_vector) / step == pytest.approx(g.rocking_gradient, rel=1e-5, abs=1e5)
+    assert g.detector_frame @ (turned - g.q_vector) / step == pytest.approx(
+        g.rocking_gradient, rel=1e-5, abs=1e5
+    )
 
 
 @pytest.mark.parametrize(("arm", "sign"), ARMS)

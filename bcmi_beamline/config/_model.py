@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -14,6 +14,7 @@ from bcmi_beamline.geometry import Arm, Geometry
 
 Positive = Annotated[float, Field(gt=0)]
 Vector3 = tuple[float, float, float]
+_Config = TypeVar("_Config", bound=BaseModel)
 
 
 class ConfigError(ValueError):
@@ -306,7 +307,7 @@ class Preset(_Model):
     sim: SimulationSettings
 
 
-def _read(source: str | Path, folder: str, model: type[_Model]):
+def _read(source: str | Path, folder: str, model: type[_Config]) -> _Config:
     """Load TOML from a path, or by name from the files that come with the package."""
     path = Path(source)
     if path.suffix != ".toml":

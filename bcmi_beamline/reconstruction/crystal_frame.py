@@ -54,9 +54,9 @@ def crystal_frame(result: Reconstruction, voxel_size: float | None = None) -> di
     offset = np.array(straight.image.shape) // 2 - turn @ (np.array(shape) // 2)
 
     def turned(values: np.ndarray, order: int) -> np.ndarray:
-        return ndimage.affine_transform(values, turn, offset, shape, order=order)
+        return ndimage.affine_transform(values, turn, offset.tolist(), shape, order=order)
 
-    image = turned(straight.image.real, 3) + 1j * turned(straight.image.imag, 3)
+    image = turned(np.real(straight.image), 3) + 1j * turned(np.imag(straight.image), 3)
     support = turned(straight.support.astype(np.float32), 1) > 0.5
     image = np.where(support, image, 0).astype(np.complex64)
     voxel = straight.voxel_size[0]

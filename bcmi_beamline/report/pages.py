@@ -207,6 +207,8 @@ def _table(summary: Mapping[str, Any]) -> list[list[str]]:
     rows = [["", "BCMI (modulator in)", "BCDI (modulator out)"]]
     rows.append(["verdict", bcmi["class"], bcdi["class"]])
     rows.append(["correlation with truth", f"{bcmi['correlation']:.4f}", f"{bcdi['correlation']:.4f}"])
+    twins = (f"{result['correlation_twin']:.4f}" for result in (bcmi, bcdi))
+    rows.append(["correlation with the twin of truth", *twins])
     half, full = "fsc_half_bit_half_period_nm", "fsc_half_bit_full_period_nm"
     rows.append(["FSC 1/2 bit, half period", nm(bcmi[half]), nm(bcdi[half])])
     rows.append(["FSC 1/2 bit, full period", nm(bcmi[full]), nm(bcdi[full])])
