@@ -98,8 +98,8 @@ def calibrated(made: Made) -> Modulator:
     return calibrate(made.scan, iterations=40)
 
 
-def few(made: Made, n: int) -> PtychographyScan:
-    return replace(made.scan, frames=made.scan.frames[:n], positions=made.scan.positions[:n])
+def few(scan: PtychographyScan, n: int) -> PtychographyScan:
+    return replace(scan, frames=scan.frames[:n], positions=scan.positions[:n])
 
 
 def true_film(made: Made, modulator: Modulator, shift) -> np.ndarray:
@@ -206,7 +206,7 @@ def test_metadata_can_be_stored(calibrated):
 
 
 def test_same_seed_same_result(made):
-    scan = few(made, 24)
+    scan = few(made.scan, 24)
     messages = []
     a = calibrate(scan, iterations=2, seed=5, progress=lambda done, text: messages.append((done, text)))
     b = calibrate(scan, iterations=2, seed=5)
@@ -219,7 +219,7 @@ def test_same_seed_same_result(made):
 
 
 def test_positions_stay_where_asked_and_modes_are_orthogonal(made):
-    result = calibrate(few(made, 40), iterations=4, modes=3, refine_positions=False)
+    result = calibrate(few(made.scan, 40), iterations=4, modes=3, refine_positions=False)
     np.testing.assert_allclose(result.positions, result.positions_start, atol=1e-15)
     flat = result.probe.reshape(3, -1)
     gram = flat.conj() @ flat.T
@@ -235,14 +235,14 @@ def test_two_modes_explain_a_partly_coherent_beam(made):
     mixed = (0.7 * frames + 0.3 * np.roll(frames, 5, axis=2)).astype(np.float32)
     scan = replace(made.scan, frames=mixed, mask=made.scan.mask.copy())
     scan.mask[:, 20:28] = True
-    one, two = (calibrate(scan, iterations=14, modes=m) for m in (1, 2))
+    one, two = (calibrate(few(scan, 90), iterations=12, modes=m) for m in (1, 2))
     assert two.r2[-1] < 0.8 * one.r2[-1]
     assert two.free_llk[-1] < 0.8 * one.free_llk[-1]
     assert two.metadata["mode_powers"][1] > 0.03
 
 
 def test_flux_is_taken_out(made):
-    scan = few(made, 40)
+    scan = few(made.scan, 40)
     flux = np.random.default_rng(1).uniform(0.2, 1.8, 40)
     scaled = replace(scan, frames=(scan.frames * flux[:, None, None]).astype(np.float32), flux=7 * flux)
     told, untold = calibrate(scaled, iterations=8), calibrate(replace(scaled, flux=None), iterations=8)
@@ -265,7 +265,7 @@ def test_flux_is_taken_out(made):
 )
 def test_refuses_in_one_line(made, change, said):
     with pytest.raises(ValueError, match=said) as refusal:
-        calibrate(change(few(made, 20)), iterations=1)
+        calibrate(change(few(made.scan, 20)), iterations=1)
     assert "\n" not in str(refusal.value)
 
 
