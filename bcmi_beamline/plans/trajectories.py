@@ -76,8 +76,28 @@ def _ordered(points: np.ndarray, inside: np.ndarray, step: float) -> np.ndarray:
     start = math.atan2(points[last, 1], points[last, 0])
     best = np.concatenate([core, rest[_zigzag(rest, start, 1.7 * step)]])
     if _longest_jump(best) > 4 * step:
-        best = points_inside[_strips(points_inside, 1.7 * step)]
+        best = _untangled(points_inside[_strips(points_inside, 1.7 * step)], 3 * step)
     return best
+
+
+def _untangled(points: np.ndarray, long: float, rounds: int = 500) -> np.ndarray:
+    """The path with its jumps beyond `long` traded for shorter ones by reversing stretches of it (2-opt)."""
+    path = points.copy()
+    for _ in range(rounds):
+        jumps = np.hypot(*np.diff(path, axis=0).T)
+        gains = []
+        for i in np.flatnonzero(jumps > long):
+            # reversing i+1..j joins i to j and i+1 to j+1; the far end of the path joins to nothing
+            to_i, to_next = np.hypot(*(path - path[i]).T), np.hypot(*(path - path[i + 1]).T)
+            forward = jumps[i] + np.append(jumps, 0) - to_i - np.append(to_next[1:], 0)
+            backward = jumps[i] + np.append(0, jumps) - to_next - np.append(0, to_i[:-1])
+            j, k = i + 1 + int(np.argmax(forward[i + 1 :])), int(np.argmax(backward[: i + 1]))
+            gains += [(forward[j], i + 1, j), (backward[k], k, i)]
+        gain, first, last = max(gains, default=(0.0, 0, 0))
+        if gain <= 1e-9 * long:
+            break
+        path[first : last + 1] = path[first : last + 1][::-1].copy()
+    return path
 
 
 def spiral(extent: tuple[float, float], step: float, shape: Shape = "rectangle") -> np.ndarray:

@@ -8,6 +8,7 @@ import h5py
 import numpy as np
 import pytest
 from bluesky import RunEngine
+from bluesky import plan_stubs as bps
 from bluesky.utils import RunEngineInterrupted
 
 from bcmi_beamline.devices import connect, make_devices
@@ -134,6 +135,7 @@ def test_an_aborted_scan_leaves_everything_safe(devices, bragg, record):
 
 
 def test_alignment_finds_the_hidden_tilts(devices, hidden, bragg, record):
+    record(bps.mv(devices.diffractometer.rock, bragg.peak_deg))  # a scan was aborted before
     record(insert_modulator(devices))
     result = record(
         align_modulator(devices, points=11, positions=4, exposure_s=1.0, half_range_deg=5.0, window=WINDOW)
