@@ -270,10 +270,14 @@ def test_window_and_shrink_wrap_hold_the_crystal():
     loose = Window((40, 40))
     wave = np.zeros((40, 40), np.complex64)
     wave[12:20, 22:34] = np.exp(1j * rng.random((8, 12)))
-    window = window_around(wave, loose)
+    window, whole = window_around(wave, loose)
+    assert whole
     rows, columns = (20 + window.indices(axis) for axis in (0, 1))
     assert rows[0] <= 10 and rows[-1] >= 21 and columns[0] <= 20 and columns[-1] >= 35
     assert len(rows) < 26 and len(columns) < 32
+
+    wave[:, 35:] = 1
+    assert not window_around(wave, loose)[1]
 
     image = np.zeros((16, 16, 16), np.complex64)
     image[4:12, 5:11, 6:12] = 1

@@ -111,7 +111,7 @@ def prepare(
         raise ValueError(
             "no frame's light falls on the trusted part of the modulator: calibrate a wider field"
         )
-    thickness = 1.3 * thickness_from_counts(frame_counts(targets) / flux, rocking.kappa)
+    thickness = 1.25 * thickness_from_counts(frame_counts(targets) / flux, rocking.kappa)
     if support is None:
         reach = thickness + 2 * np.abs(rocking.shear_offset).max()
         region = sheared_box(rocking, 2 * int(np.ceil(reach / rocking.voxel / 2)), thickness)
@@ -159,24 +159,29 @@ def find_window(
     modulator: Modulator,
     rng: np.random.Generator,
 ) -> Window:
-    """Window of the exit wave: from the calibrated beam, or by solving the brightest frame from noise."""
+    """Window of the exit wave: from the calibrated beam, or by solving the brightest frame from noise.
+
+    From noise in ever larger windows, until what is found does not reach the edge of the window: the
+    crystal is cut in a window that is too small, and noise fills all of it where the phases failed.
+    """
     brightest = targets[np.argmax(frame_counts(targets))]
-    best: tuple[float, np.ndarray, Window] | None = None
+    pixel = operator_on(Window((2, 2))).pixel
+    window = Window((2, 2))
     for size in LOOSE_SIZES:
-        pixel = operator_on(Window((2, 2))).pixel
         half = [
             min(int(np.ceil(size / p / 2)), n // 4) for p, n in zip(pixel, targets.shape[1:], strict=True)
         ]
         loose = Window((2 * half[0], 2 * half[1]))
-        if modulator.probe.any():
-            if size == LOOSE_SIZES[-1]:
-                return window_around(beam_at_crystal(modulator, operator_on(loose)), loose)
+        if not modulator.probe.any():
+            wave, _ = solve_from_noise(operator_on(loose), brightest, rng)
+        elif size < LOOSE_SIZES[-1]:
             continue
-        wave, misfit = solve_from_noise(operator_on(loose), brightest, rng)
-        if best is None or misfit < best[0]:
-            best = misfit, wave, loose
-    assert best is not None
-    return window_around(best[1], best[2])
+        else:
+            wave = beam_at_crystal(modulator, operator_on(loose))
+        window, whole = window_around(wave, loose)
+        if whole:
+            break
+    return window
 
 
 def central_wave(

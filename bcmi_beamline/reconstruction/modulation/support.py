@@ -14,11 +14,12 @@ from bcmi_beamline.reconstruction.modulation.operators import (
 from bcmi_beamline.scans import Modulator
 
 
-def thickness_from_counts(counts: np.ndarray, kappa: np.ndarray, drop: float = 0.005) -> float:
+def thickness_from_counts(counts: np.ndarray, kappa: np.ndarray) -> float:
     """Longest chord of the crystal along z', m, from the counts of each frame.
 
     The transform of the counts over kappa is the autocorrelation of the crystal along z', summed over the
-    columns; it ends at the longest chord.
+    columns; it ends at the longest chord. Strain makes it cross zero earlier, so that its end is the last
+    lag that stands out: of the noise seen at the largest lags, and of 0.1 % of its value at lag 0.
 
     Parameters
     ----------
@@ -26,18 +27,17 @@ def thickness_from_counts(counts: np.ndarray, kappa: np.ndarray, drop: float = 0
         Relative to the incident flux.
     kappa : ndarray, (J,)
         rad/m.
-    drop : float
-        The end is where it first falls below this part of its value at lag 0.
     """
     order = np.argsort(kappa)
     widths = np.gradient(kappa[order])
     # a smooth window: else the truncated wings of the rocking curve ring beyond the true end
     taper = np.cos(np.pi / 2 * np.linspace(-1, 1, len(kappa) + 2)[1:-1]) ** 2
-    lags = np.arange(2 * len(kappa)) * np.pi / (len(kappa) * np.abs(widths).mean()) / 2
+    lags = np.linspace(0, np.pi / widths.mean(), 2 * len(kappa))  # to half the field of view
     signal = counts[order] * widths * taper
     correlation = np.abs(np.exp(1j * np.multiply.outer(lags, kappa[order])) @ signal)
-    below = np.flatnonzero(correlation < drop * correlation[0])
-    return float(lags[below[0]] if len(below) else lags[-1])
+    correlation /= correlation[0]
+    noise = np.median(correlation[-len(lags) // 4 :])
+    return float(lags[correlation > np.clip(4 * noise, 0.001, 0.005)][-1])
 
 
 def beam_at_crystal(modulator: Modulator, operator: FrameOperator) -> np.ndarray:
@@ -51,18 +51,28 @@ def beam_at_crystal(modulator: Modulator, operator: FrameOperator) -> np.ndarray
     return operator.from_modulator(beam.astype(np.complex64))
 
 
-def window_around(wave: np.ndarray, loose: Window, threshold: float = 0.15, margin: float = 0.35) -> Window:
-    """The smallest even window that holds a wave, given on `loose`, with `margin` of its size all around."""
+def window_around(
+    wave: np.ndarray, loose: Window, threshold: float = 0.15, margin: float = 0.35
+) -> tuple[Window, bool]:
+    """The smallest even window that holds a wave, given on `loose`, with `margin` of its size all around.
+
+    Returns
+    -------
+    window : Window
+    whole : bool
+        False where the wave reaches the edge of `loose`, and may go on beyond it.
+    """
     inside = ndimage.gaussian_filter(np.abs(wave), 0.7)
     inside = inside > threshold * inside.max()
-    shape, centre = [], []
+    shape, centre, whole = [], [], True
     for axis in (0, 1):
-        hit = loose.indices(axis)[inside.any(axis=1 - axis)]
-        middle = int(np.rint((hit[0] + hit[-1]) / 2))
-        size = (hit[-1] - hit[0] + 1) * (1 + 2 * margin) + 4
-        shape.append(min(2 * int(np.ceil(size / 2)), loose.shape[axis]))
-        centre.append(middle)
-    return Window((shape[0], shape[1]), (centre[0], centre[1]))
+        hit = np.flatnonzero(inside.any(axis=1 - axis))
+        whole &= bool(hit[0] > 0 and hit[-1] < loose.shape[axis] - 1)
+        at = loose.indices(axis)[hit]
+        centre.append(int(np.rint((at[0] + at[-1]) / 2)))
+        size = (at[-1] - at[0] + 1) * (1 + 2 * margin) + 4
+        shape.append(2 * int(np.ceil(size / 2)))
+    return Window((shape[0], shape[1]), (centre[0], centre[1])), whole
 
 
 def sheared_box(
