@@ -182,7 +182,7 @@ def test_a_wrong_sign_of_the_angles_is_not_forgiven(scan):
 def test_a_moved_modulator_is_placed_where_the_nanogoniometer_says(scan):
     moved = (0.4137e-6, -0.2571e-6)
     there = simulate(scan.geometry, ANGLES, moved=moved)
-    modulator = make_modulator(scan.geometry)
+    modulator = make_modulator(scan.geometry, with_probe=True)
     assert correlate(modulation.reconstruct(there, modulator, iterations=10)) > 0.97
     misplaced = replace(there, modulator_position=(-moved[0], -moved[1]))
     assert correlate(modulation.reconstruct(misplaced, modulator, iterations=5, drift="none")) < 0.8
