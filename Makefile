@@ -29,7 +29,7 @@ demo: .venv/.run-ready  ## the whole experiment on the simulated beamline; repor
 	$(BIN)/bcmi demo --preset $(PRESET) --out $(OUT)
 
 test: .venv/.test-ready  ## every test: physics, Channel Access, one closed loop
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: .venv/.test-ready  ## ruff, types and the rules on what may import what
 	$(BIN)/ruff check .
