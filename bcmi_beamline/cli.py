@@ -451,6 +451,23 @@ def report(
     print(output)
 
 
+@app.command()
+def monitor(
+    directory: DirectoryOption = Path("bcmi-data"),
+    port: Annotated[int, typer.Option(help="Of the page on this machine; 0 takes a free one.")] = 8123,
+) -> None:
+    """Serve a live web page of the runs in a session's folder until Ctrl-C."""
+    from bcmi_beamline.monitor import make_server
+
+    try:
+        server = make_server(directory, port)
+    except OSError as error:
+        raise ValueError(f"port {port}: {error.strerror}; choose another with --port") from None
+    print(f"watching {directory}: http://127.0.0.1:{server.server_port}/  (Ctrl-C stops)", flush=True)
+    with server:
+        server.serve_forever()
+
+
 def _explain(error: BaseException) -> str:
     """The first line that a person can act on."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

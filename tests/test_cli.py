@@ -28,7 +28,19 @@ def bcmi(monkeypatch, capsys):
 
 @pytest.mark.parametrize(
     "command",
-    ["demo", "ioc", "dry-run", "run", "simulate", "calibrate", "reconstruct", "compare", "export", "report"],
+    [
+        "demo",
+        "ioc",
+        "dry-run",
+        "run",
+        "simulate",
+        "calibrate",
+        "reconstruct",
+        "compare",
+        "export",
+        "report",
+        "monitor",
+    ],
 )
 def test_every_command_explains_itself(bcmi, command):
     status, out, _ = bcmi(command, "--help")
