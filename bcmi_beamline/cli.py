@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import logging
 import os
 import signal
 import sys
@@ -477,6 +478,8 @@ def _explain(error: BaseException) -> str:
 def main() -> None:
     """Entry point: errors become one line, interruption leaves with 130."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if not os.environ.get("BCMI_TRACEBACK"):
+        logging.getLogger("bluesky").setLevel(logging.CRITICAL)  # a failed plan ends as one line, below
     try:
         app()
     except KeyboardInterrupt:

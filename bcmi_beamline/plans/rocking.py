@@ -77,6 +77,12 @@ def check_rocking(
             f"rocking {name} carries the modulator through the beam: rock with modulator='out', or a circle "
             "inside eta"
         )
+    cone, nominal = beamline.diffractometer.modulator_cone_deg, beamline.reflection.rocking_nominal_deg
+    if modulator == "in" and abs(centre_deg - nominal) + half_range_deg > cone:
+        raise ValueError(
+            f"{name}: {centre_deg:g} +- {half_range_deg:g} deg leaves the {cone:g} deg around {nominal:g} deg "
+            "allowed with the modulator in: narrow the range or rock with modulator='out'"
+        )
 
 
 def rocking_scan(
