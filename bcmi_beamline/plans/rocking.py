@@ -80,8 +80,8 @@ def check_rocking(
     cone, nominal = beamline.diffractometer.modulator_cone_deg, beamline.reflection.rocking_nominal_deg
     if modulator == "in" and abs(centre_deg - nominal) + half_range_deg > cone:
         raise ValueError(
-            f"{name}: {centre_deg:g} +- {half_range_deg:g} deg leaves the {cone:g} deg around {nominal:g} deg "
-            "allowed with the modulator in: narrow the range or rock with modulator='out'"
+            f"{name}: {centre_deg:g} +- {half_range_deg:g} deg leaves {nominal:g} +- {cone:g} deg "
+            "as allowed with the modulator in: narrow the range or rock with modulator='out'"
         )
 
 

@@ -230,7 +230,7 @@ def test_a_spiral_is_measured_where_it_was_planned():
     ("plan", "arguments", "words"),
     [
         (rocking_scan, {"half_range_deg": 300.0, "step_deg": 1.0}, "phi: .* outside its limits"),
-        (rocking_scan, {"half_range_deg": 90.0, "step_deg": 1.0}, "phi: .* allowed with the modulator in"),
+        (rocking_scan, {"half_range_deg": 90.0, "step_deg": 1.0}, "phi: .* as allowed with the modulator in"),
         (rocking_scan, {"step_deg": -1.0}, "rocking: step"),
         (rocking_scan, {"exposure_s": 0.0}, "exposure_s"),
         (rocking_scan, {"window": 2000}, "window: 2000 pixels .* choose 16 to 780"),
