@@ -34,6 +34,13 @@ TITLES = {
     "rocking": "Rocking the crystal",
 }
 
+ALIGNMENT_TITLES = {
+    "search": "Aligning: looking for the pattern",
+    "edges": "Aligning: centring the pattern in {}",
+    "z_walk": "Aligning: following its edges over z",
+    "sharpness": "Aligning: sharpness over {}",
+}
+
 
 @dataclass
 class Measured:
@@ -96,7 +103,8 @@ class _RunStages:
             kind = doc["scan_kind"]
             title: str = TITLES.get(kind, str(kind))
             if kind == "alignment":
-                title += f" ({doc['alignment']['axis']})"
+                method, axis = doc["alignment"]["method"], doc["alignment"]["axis"]
+                title = ALIGNMENT_TITLES.get(method, title).format(axis)
             if kind == "rocking":
                 title += f", modulator {doc['modulator']}"
             self._open = self._stage(title)
