@@ -63,3 +63,14 @@ def test_impossible_geometries_are_refused_in_one_line(wrong):
     with pytest.raises(ValueError) as error:
         Geometry(**wrong)
     assert "\n" not in str(error.value)
+
+
+def test_bragg_angle_and_q_agree_with_xrayutilities():
+    xrayutilities = pytest.importorskip("xrayutilities")
+    lattice = xrayutilities.materials.SGLattice(225, 3.9236, atoms=["Pt"], pos=["4a"])
+    q = xrayutilities.materials.Crystal("Pt", lattice).Q(1, 1, 1)
+    omega, _, _, two_theta = xrayutilities.HXRD([1, 1, -2], [1, 1, 1], en=9000).Q2Ang(q)
+    g = Geometry(energy_ev=9000, plane_spacing=0.39236e-9 / np.sqrt(3))
+    assert np.rad2deg(g.two_theta) == pytest.approx(two_theta, rel=1e-6)
+    assert np.rad2deg(g.bragg_angle) == pytest.approx(omega, rel=1e-6)
+    assert g.q_norm == pytest.approx(np.linalg.norm(q) * 1e10, rel=1e-6)
