@@ -11,7 +11,7 @@ from pathlib import Path
 import h5py
 import pytest
 
-pytestmark = pytest.mark.end_to_end
+pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(900)]  # hung, not slow
 
 
 def _demo(out: Path, *more: str, **options) -> subprocess.Popen:
@@ -49,7 +49,7 @@ def _children_of(folder: Path) -> list[int]:
 def demo(tmp_path_factory):
     out = tmp_path_factory.mktemp("demo") / "out"
     process = _demo(out)
-    stdout, stderr = process.communicate(timeout=280)
+    stdout, stderr = process.communicate(timeout=840)
     assert process.returncode == 0, stderr[-3000:]
     return out, json.loads((out / "summary.json").read_text()), stdout
 
