@@ -11,7 +11,7 @@ from ophyd import FormattedComponent as FCpt
 from ophyd.utils import LimitError
 
 from bcmi_beamline.config import NanogoniometerConfig
-from bcmi_beamline.devices import _pose
+from bcmi_beamline.devices import pose_math
 from bcmi_beamline.devices.motor import Motor
 
 if TYPE_CHECKING:
@@ -49,12 +49,12 @@ class Nanogoniometer(Device):
     # -- where it is ------------------------------------------------------------------------------
     def where(self) -> dict[str, float]:
         """Readback of every axis, um and deg."""
-        return {axis: float(getattr(self, axis).position) for axis in _pose.AXES}
+        return {axis: float(getattr(self, axis).position) for axis in pose_math.AXES}
 
     def distance_um(self, **axes: float) -> float:
         """Crystal to modulator along the diffracted beam (d1), um; `axes` override readbacks."""
         at = {**self.where(), **axes}
-        return _pose.distance_along_beam(
+        return pose_math.distance_along_beam(
             (at["x"], at["y"], at["z"]),
             at["mchi"],
             at["mphi"],
@@ -78,7 +78,9 @@ class Nanogoniometer(Device):
     def is_in(self) -> bool:
         """Whether the beam meets the membrane nearer to where it does at "in" than to where at "out"."""
         t = self.where()
-        spot, _ = _pose.beam_on_membrane((t["x"], t["y"], t["z"]), t["mchi"], t["mphi"], self.config.pivot_um)
+        spot, _ = pose_math.beam_on_membrane(
+            (t["x"], t["y"], t["z"]), t["mchi"], t["mphi"], self.config.pivot_um
+        )
         near, far = (self.place(place) for place in ("in", "out"))
 
         def miss(place: dict[str, float]) -> float:
@@ -101,11 +103,11 @@ class Nanogoniometer(Device):
         if axis in spans:
             spans[axis] = (*spans[axis], position)
         model = (self.config.pivot_um, self.config.distance_at_z0_um)
-        closest = _pose.least_clearance(spans["z"], spans["mchi"], spans["mphi"], *model)
+        closest = pose_math.least_clearance(spans["z"], spans["mchi"], spans["mphi"], *model)
         missing = self.config.stand_off_um - closest
         if missing > 0:
             now = self.where()
-            if closest < _pose.clearance(now["z"], now["mchi"], now["mphi"], *model) - 1e-3:
+            if closest < pose_math.clearance(now["z"], now["mchi"], now["mphi"], *model) - 1e-3:
                 raise LimitError(self._refusal(axis, position, closest, min(spans["z"]) + missing))
         if self.is_out():
             self._check_insertion(axis, position)
@@ -143,9 +145,9 @@ class Nanogoniometer(Device):
     ) -> tuple[float, float, float]:
         """x, y, z (um) that keep the spot in the beam, at its distance, at the tilts (deg) given.
 
-        `x`, `y`, `z` hold at the tilts `from_tilt`; see `_pose.pivot_compensation`. Moves nothing.
+        `x`, `y`, `z` hold at the tilts `from_tilt`; see `pose_math.pivot_compensation`. Moves nothing.
         """
-        return _pose.pivot_compensation(mchi, mphi, x, y, z, self.config.pivot_um, from_tilt)
+        return pose_math.pivot_compensation(mchi, mphi, x, y, z, self.config.pivot_um, from_tilt)
 
     def place(self, name: Place) -> dict[str, float]:
         """Axes and targets of a named position.
@@ -182,4 +184,4 @@ class Nanogoniometer(Device):
             return f"{self.name}: not connected ({self.prefix})"
         state = "out" if self.is_out() else "in" if self.is_in() else "neither in nor out"
         lines = [f"{self.name}: {state}, {self.distance_um():.1f} um from the crystal"]
-        return "\n  ".join(lines + [repr(getattr(self, axis)) for axis in _pose.AXES])
+        return "\n  ".join(lines + [repr(getattr(self, axis)) for axis in pose_math.AXES])

@@ -18,7 +18,7 @@ from bluesky.utils import Msg, MsgGenerator
 
 from bcmi_beamline.config import AxisConfig, Beamline
 from bcmi_beamline.devices import EigerPlan, nominal_setting
-from bcmi_beamline.devices._pose import AXES, beam_on_membrane, clearance
+from bcmi_beamline.devices.pose_math import AXES, beam_on_membrane, clearance
 
 ARMING_S = 1.0
 FRAME_OVERHEAD_S = 0.03

@@ -13,7 +13,7 @@ from bluesky.utils import MsgGenerator
 
 from bcmi_beamline.config import Beamline
 from bcmi_beamline.devices import Devices
-from bcmi_beamline.devices._pose import AXES, beam_on_membrane, clearance, pivot_compensation
+from bcmi_beamline.devices.pose_math import AXES, beam_on_membrane, clearance, pivot_compensation
 from bcmi_beamline.plans._stubs import move
 
 Pose = dict[str, float]

@@ -10,7 +10,7 @@ from ophyd.sim import FakeEpicsSignal, fake_device_cache, make_fake_device
 from ophyd.utils import LimitError
 
 from bcmi_beamline.config import Beamline, load_beamline
-from bcmi_beamline.devices import Diffractometer, Nanogoniometer, _pose, nominal_setting
+from bcmi_beamline.devices import Diffractometer, Nanogoniometer, nominal_setting, pose_math
 from bcmi_beamline.devices.motor import Motor, Setpoint
 
 SHIPPED = load_beamline("sim-id01")
@@ -144,13 +144,13 @@ def test_inside_the_stand_off_only_the_way_out_is_open(devices):
 
 axis_values = {
     axis: st.floats(getattr(BEAMLINE.nanogoniometer, axis).low, getattr(BEAMLINE.nanogoniometer, axis).high)
-    for axis in _pose.AXES
+    for axis in pose_math.AXES
 }
 NANO = pair(BEAMLINE)[0]
 
 
 @settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow])
-@given(st.fixed_dictionaries(axis_values), st.lists(st.sampled_from(_pose.AXES).flatmap(
+@given(st.fixed_dictionaries(axis_values), st.lists(st.sampled_from(pose_math.AXES).flatmap(
     lambda axis: st.tuples(st.just(axis), axis_values[axis], st.booleans())), max_size=8))  # fmt: skip
 def test_no_sequence_of_moves_comes_inside_the_stand_off(start, moves):
     """Moves that arrive, and moves still under way while the next is asked for."""
@@ -158,7 +158,7 @@ def test_no_sequence_of_moves_comes_inside_the_stand_off(start, moves):
     model = (nano.config.pivot_um, nano.config.distance_at_z0_um)
     place(nano, **start)
     z, chi, phi = start["z"], start["mchi"], start["mphi"]
-    least = min(nano.config.stand_off_um, float(_pose.clearance(z, chi, phi, *model)))
+    least = min(nano.config.stand_off_um, float(pose_math.clearance(z, chi, phi, *model)))
     for axis, target, arrives in moves:
         try:
             getattr(nano, axis).check_value(target)
@@ -167,7 +167,7 @@ def test_no_sequence_of_moves_comes_inside_the_stand_off(start, moves):
         motor = getattr(nano, axis)
         put_at(motor, target if arrives else motor.position, target)
         now = nano.where()
-        assert _pose.clearance(now["z"], now["mchi"], now["mphi"], *model) >= least - 1e-3
+        assert pose_math.clearance(now["z"], now["mchi"], now["mphi"], *model) >= least - 1e-3
 
 
 # -- the circles --------------------------------------------------------------------------------------

@@ -120,7 +120,7 @@ def test_insertion_inside_the_stand_off_is_refused_before_anything_moves():
 
 
 def test_tilting_keeps_the_spot_and_the_distance():
-    from bcmi_beamline.devices._pose import beam_on_membrane
+    from bcmi_beamline.devices.pose_math import beam_on_membrane
 
     pose = {"x": 12.0, "y": -7.0, "z": 1350.0, "mchi": 0.4, "mphi": -0.8}
     turned = tilted(BEAMLINE, pose, mchi=-3.0, mphi=4.0)
