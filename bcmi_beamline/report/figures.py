@@ -114,7 +114,8 @@ def alignment_figure(curves: Mapping[str, AlignmentCurve]) -> Figure:
     for axis, (name, curve) in zip(axes[0], curves.items(), strict=False):
         angles, sharpness, fit = np.asarray(curve.angles_deg), np.atleast_2d(curve.sharpness), curve.fit
         axis.plot(angles, sharpness.T, color="0.8", lw=1)
-        axis.plot(angles, sharpness.mean(axis=0), "o", color=COLOURS[0], ms=4, label="mean of places")
+        mean = np.exp(np.log(np.maximum(sharpness, np.finfo(float).tiny)).mean(axis=0))  # as it is fitted
+        axis.plot(angles, mean, "o", color=COLOURS[0], ms=4, label="geometric mean of places")
         fine = np.linspace(angles.min(), angles.max(), 300)
         model = fit.background + fit.amplitude / (1 + ((fine - fit.angle_deg) / fit.half_width_deg) ** 2)
         axis.plot(fine, model, color=COLOURS[1], label="fit")
