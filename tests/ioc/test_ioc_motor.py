@@ -124,12 +124,12 @@ def test_the_readback_travels_without_turning_back(slow_stage):
     seen: list[float] = []
     pv = epics.PV(f"{slow_stage.name}.RBV", auto_monitor=True, callback=lambda value, **_: seen.append(value))
     assert pv.wait_for_connection(TIMEOUT_S)
-    slow_stage["VAL"] = 800.0
+    slow_stage["VAL"] = 4000.0  # two seconds: a busy machine may miss some of them
     slow_stage.until("DMOV", 1)
     deadline = time.monotonic() + TIMEOUT_S
-    while 800.0 not in seen and time.monotonic() < deadline:
+    while 4000.0 not in seen and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert seen[-1] == 800.0
+    assert seen[-1] == 4000.0
     assert len(seen) > 4
     assert all(a <= b for a, b in pairwise(seen))
     pv.clear_callbacks()
