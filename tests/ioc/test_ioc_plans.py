@@ -138,7 +138,7 @@ def test_alignment_finds_the_hidden_tilts(devices, hidden, bragg, record):
     record(bps.mv(devices.diffractometer.rock, bragg.peak_deg))  # a scan was aborted before
     record(insert_modulator(devices))
     result = record(
-        align_modulator(devices, points=11, positions=4, exposure_s=1.0, half_range_deg=5.0, window=WINDOW)
+        align_modulator(devices, points=19, positions=6, exposure_s=1.0, half_range_deg=5.0, window=WINDOW)
     )
     for tilt in ("mchi", "mphi"):
         found, error = getattr(result, f"{tilt}_deg"), getattr(result, f"{tilt}_error_deg")
