@@ -33,7 +33,9 @@ def test_log_holds_every_document_exactly(tmp_path):
 
 def test_documents_follow_the_event_model(tmp_path):
     _, log, uid = one_run(tmp_path)
-    for name, doc in data.read_log(log.path(uid)):
+    documents = list(data.read_log(log.path(uid)))
+    assert (documents[0][0], documents[-1][0]) == ("start", "stop")
+    for name, doc in documents:
         event_model.schema_validators[event_model.DocumentNames[name]].validate(doc)
 
 

@@ -69,7 +69,9 @@ def test_four_hundred_moves_back_to_back_all_end(devices):
 
 def test_a_move_to_where_it_stands_ends(devices):
     y = devices.sample_stage.y
-    y.set(y.position).wait(5)
+    before = y.position
+    y.set(before).wait(5)
+    assert y.position == before
 
 
 def test_a_stopped_move_fails_and_says_where_it_is(slow_z):
