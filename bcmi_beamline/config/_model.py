@@ -29,7 +29,7 @@ class AxisConfig(_Model):
     """One motor record: where it is, how far and how fast it may go."""
 
     pv: str
-    unit: Literal["um", "mm", "deg"]
+    unit: Literal["um", "mm", "deg", "keV"]
     low: float
     high: float
     velocity: Positive
@@ -110,6 +110,43 @@ class SampleStageConfig(_Model):
     z: AxisConfig
 
 
+class SlitsConfig(_Model):
+    """Slits before the focusing optics that select the coherent part of the beam (the paper: 140 x 300 um)."""
+
+    horizontal: AxisConfig
+    """Gap along laboratory x."""
+    vertical: AxisConfig
+    """Gap along laboratory y."""
+    horizontal_centre: AxisConfig
+    vertical_centre: AxisConfig
+    nominal_um: tuple[Positive, Positive] = (140.0, 300.0)
+    """Gaps (horizontal, vertical) at which the beam at the crystal is as the experiment wants it."""
+
+
+class MonochromatorConfig(_Model):
+    """The energy of the beam, as one axis in keV."""
+
+    energy: AxisConfig
+
+
+class FocusConfig(_Model):
+    """Compound refractive lenses: their place along the beam moves the focus."""
+
+    z: AxisConfig
+    nominal_mm: float = 0.0
+    """Reading at which the focus lies on the crystal."""
+    focal_length_m: Positive = 1.0
+    """At the configured energy."""
+
+
+class FilterConfig(_Model):
+    """One absorber that can be put into the incident beam; its record is an enum Out, In (0, 1)."""
+
+    pv: str
+    material: str
+    thickness_um: Positive
+
+
 class EigerConfig(_Model):
     """The Eiger-2M and where the diffracted beam lands on it at the Bragg setting."""
 
@@ -171,6 +208,13 @@ class Beamline(_Model):
     nanogoniometer: NanogoniometerConfig
     sample_stage: SampleStageConfig
     eiger: EigerConfig
+    slits: SlitsConfig | None = None
+    monochromator: MonochromatorConfig | None = None
+    focus: FocusConfig | None = None
+    filters: dict[str, FilterConfig] = {}
+    """By name; together they make the attenuation of the incident beam."""
+    temperatures: dict[str, str] = {}
+    """Read-only temperatures (deg C) by name, recorded with every scan."""
 
     @model_validator(mode="after")
     def _rocks(self):
