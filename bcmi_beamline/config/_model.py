@@ -111,7 +111,7 @@ class SampleStageConfig(_Model):
 
 
 class SlitsConfig(_Model):
-    """Slits before the focusing optics that select the coherent part of the beam (the paper: 140 x 300 um)."""
+    """Slits before the focusing optics: the coherent part of the beam (the paper: 140 x 300 um)."""
 
     horizontal: AxisConfig
     """Gap along laboratory x."""
