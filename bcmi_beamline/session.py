@@ -12,16 +12,19 @@ imported inside the functions here, after the simulated beamline has claimed its
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import json
 import os
 import threading
 from collections import UserDict
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping, MutableMapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from bcmi_beamline.config import Beamline, ConfigError, Preset, load_beamline, load_preset
 
@@ -33,6 +36,9 @@ if TYPE_CHECKING:
     from bcmi_beamline.sim.launch import SimulatedBeamline
 
 Progress = Callable[[float, str], None]
+
+_LONGEST_RESULT = 16
+"""Sequences longer than this are curves, not numbers."""
 
 
 class PlanInterrupted(RuntimeError):
@@ -218,7 +224,8 @@ def _wire(source, beamline, directory, simulate, time_scale, connect_timeout_s, 
     from bcmi_beamline.data import DocumentLog, open_catalog
 
     readable = [Path("/")] if simulate is None else [directory / "frames"]
-    catalog = stack.enter_context(open_catalog(directory / "catalog", readable=readable))  # starts meanwhile
+    log = DocumentLog(directory / "documents")
+    catalog = stack.enter_context(open_catalog(directory / "catalog", readable=readable, log=log))
     twin = None
     if simulate is not None:
         from bcmi_beamline.sim.launch import SimulatedBeamline, claim_ports
@@ -245,7 +252,6 @@ def _wire(source, beamline, directory, simulate, time_scale, connect_timeout_s, 
     metadata: Any = StoredMetadata(directory / "metadata.json")
     RE = RunEngine(metadata, call_returns_result=True, **options)
     RE.md["beamline"] = beamline.name
-    log = DocumentLog(directory / "documents")
     RE.subscribe(log)  # first: what is on disk can always be replayed
     RE.subscribe(catalog.writer)
     return Session(beamline, directory, RE, devices, catalog, log, twin, stack)
@@ -272,6 +278,28 @@ def session_from_environment() -> Session:
     )
 
 
+def result_numbers(result: Any) -> Any:
+    """A plan's result as JSON: its fields without arrays, None where nothing is left.
+
+    The curves behind a fit stay in the runs.
+    """
+    if isinstance(result, bool | int | str):
+        return result
+    if isinstance(result, float | np.floating):
+        return float(result) if np.isfinite(result) else None
+    if isinstance(result, np.integer):
+        return int(result)
+    if dataclasses.is_dataclass(result) and not isinstance(result, type):
+        result = {field.name: getattr(result, field.name) for field in dataclasses.fields(result)}
+    if isinstance(result, Mapping):
+        found = {str(key): result_numbers(value) for key, value in result.items()}
+        return {key: value for key, value in found.items() if value is not None} or None
+    if isinstance(result, tuple | list) and len(result) <= _LONGEST_RESULT:
+        found = [result_numbers(value) for value in result]
+        return found if found and None not in found else None
+    return None
+
+
 def list_plans() -> dict[str, Callable[..., Generator]]:
     """Every plan that takes the beamline's devices first, by name."""
     from bcmi_beamline import plans
@@ -284,13 +312,26 @@ def list_plans() -> dict[str, Callable[..., Generator]]:
     return found
 
 
-def bind_plans(devices: Devices) -> dict[str, Callable[..., Generator]]:
-    """Every plan of the package with `devices` filled in, as one types it at the prompt."""
+def bind_plans(
+    devices: Devices, metadata: MutableMapping[str, Any] | None = None
+) -> dict[str, Callable[..., Generator]]:
+    """Every plan of the package with `devices` filled in, as one types it at the prompt.
+
+    Parameters
+    ----------
+    devices : Devices
+    metadata : mutable mapping, optional
+        A RunEngine's. What a plan has found goes under its name into ``results`` there, and with that into
+        the start document of every later run.
+    """
 
     def bind(plan: Callable[..., Generator]) -> Callable[..., Generator]:
         @functools.wraps(plan)
         def bound(*args: Any, **kwargs: Any) -> Generator:
-            return (yield from plan(devices, *args, **kwargs))
+            result = yield from plan(devices, *args, **kwargs)
+            if metadata is not None and (found := result_numbers(result)) is not None:
+                metadata["results"] = {**metadata.get("results", {}), plan.__name__: found}
+            return result
 
         signature = inspect.signature(plan)
         without = [p for name, p in signature.parameters.items() if name != "devices"]

@@ -5,4 +5,4 @@ import bluesky.plans as bp  # noqa: F401
 
 from bcmi_beamline.session import bind_plans
 
-globals().update(bind_plans(devices))
+globals().update(bind_plans(devices, RE.md))
