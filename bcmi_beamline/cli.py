@@ -6,7 +6,9 @@ progress to a terminal's stderr only. Heavy rooms are imported inside the comman
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import inspect
 import json
 import logging
@@ -317,13 +319,20 @@ def _loaded(source: str, directory: Path) -> Iterator[Any]:
     if Path(source).suffix or Path(source).exists():
         yield data.load(Path(source))
         return
-    folder = directory / "catalog"
-    if not folder.is_dir():
-        raise ValueError(
-            f"{source!r} is no file, and {directory} holds no catalogue; name it with --directory"
-        )
-    with data.open_catalog(folder, readable=[directory / "frames"]) as catalog:
+    with _catalog(directory) as catalog:
         yield data.load(source, catalog)
+
+
+@contextmanager
+def _catalog(directory: Path) -> Iterator[Any]:
+    """The catalogue of a session's folder, or the one that ``BCMI_CATALOG`` names."""
+    from bcmi_beamline import data
+
+    folder = directory / "catalog"
+    if not folder.is_dir() and not os.environ.get("BCMI_CATALOG"):
+        raise ValueError(f"{directory} holds no catalogue; name the session's folder with --directory")
+    with data.open_catalog(folder, readable=[Path("/")]) as catalog:  # on loopback, for this process alone
+        yield catalog
 
 
 @app.command()
@@ -426,12 +435,46 @@ def export(
     """Write one run into a file that other programs open."""
     from bcmi_beamline import data
 
-    folder = directory / "catalog"
-    if not folder.is_dir():
-        raise ValueError(f"{directory} holds no catalogue; name the session's folder with --directory")
-    with data.open_catalog(folder, readable=[directory / "frames"]) as catalog:
-        _atomically(output, lambda beside: data.export(catalog.run(run_uid), beside, format=format.value))
+    with _catalog(directory) as catalog:
+        data.export(catalog.run(run_uid), output, format=format.value)
     print(output)
+
+
+@app.command()
+def serve(
+    directory: DirectoryOption = Path("bcmi-data"),
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for every one.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8000,
+    readable: Annotated[
+        list[Path] | None, typer.Option(help="A folder that detectors write into; may be repeated.")
+    ] = None,
+    users: Annotated[
+        Path | None, typer.Option(help="Tiled configuration of how users log in; else one user and a key.")
+    ] = None,
+) -> None:
+    """Serve the catalogue of a session's folder to others until Ctrl-C."""
+    from bcmi_beamline.data._commands import serve_catalog
+
+    say = functools.partial(print, flush=True)
+    with contextlib.suppress(KeyboardInterrupt):
+        serve_catalog(directory, say, host=host, port=port, readable=readable or (), users=users)
+
+
+@app.command()
+def replay(
+    runs: Annotated[
+        list[str] | None, typer.Argument(help="Uids, or their beginnings; all if absent.")
+    ] = None,
+    directory: DirectoryOption = Path("bcmi-data"),
+) -> None:
+    """Store the logged runs that the catalogue does not hold whole; each is stored exactly once."""
+    from bcmi_beamline.data._commands import replay_runs
+
+    stored, problems = replay_runs(directory, runs or [], print)
+    for problem in problems:
+        print(f"bcmi: {problem}", file=sys.stderr)
+    print(f"{stored} stored")
+    raise typer.Exit(2 if problems else 0)
 
 
 @app.command()

@@ -18,14 +18,25 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from bcmi_beamline.data._hdf5 import file_error
-from bcmi_beamline.data.documents import Document, Runs, Writer, read_log, replay
+from bcmi_beamline.data._hdf5 import FileError
+from bcmi_beamline.data.documents import (
+    Document,
+    DocumentLog,
+    Runs,
+    Tally,
+    Writer,
+    being_written,
+    count,
+    replay,
+)
 
 logger = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 120.0
 BATCH_SIZE = 25
 """Events handed to Tiled at once: 0.1-1 ms each, where one by one they cost 42-72 ms."""
+RETRY_S = 5.0
+"""How often a server that went away is asked whether it is back."""
 
 
 class CatalogError(RuntimeError):
@@ -54,7 +65,7 @@ class _RunWriter:
         except Exception as error:
             self.failure = " ".join(f"{name}: {error}".split())
             logger.error(
-                "run %s is not in the catalogue (%s); restore it from its document log",
+                "run %s is not in the catalogue yet (%s); its document log has it",
                 self._run,
                 self.failure,
             )
@@ -64,7 +75,7 @@ class BackgroundTiledWriter:
     """RunEngine callback that stores documents in Tiled from a thread of its own.
 
     It only queues: whatever storage does, the scan neither waits nor fails. A run that could not be stored is
-    noted in `failures` and can be restored from the document log.
+    noted in `failures` and, once the server is back, restored from the document log.
 
     Parameters
     ----------
@@ -72,16 +83,26 @@ class BackgroundTiledWriter:
         Returns the Tiled client; called in the thread when a run starts.
     batch_size : int
         Events, or frames, sent at once.
+    restore : callable, optional
+        Called with a run's uid after its end: stores it from the document log unless it is there whole.
 
     Attributes
     ----------
     failures : dict of str to str
-        What went wrong, by run uid.
+        What went wrong, by run uid, until the run is stored.
     """
 
-    def __init__(self, connect: Callable[[], Any], *, batch_size: int = BATCH_SIZE) -> None:
+    def __init__(
+        self,
+        connect: Callable[[], Any],
+        *,
+        batch_size: int = BATCH_SIZE,
+        restore: Callable[[str], object] | None = None,
+    ) -> None:
         self._connect = connect
         self._batch_size = batch_size
+        self._restore = restore
+        self._unconfirmed: list[str] = []
         self._queue: queue.SimpleQueue[tuple[str, Document] | threading.Event | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self.failures: dict[str, str] = {}
@@ -98,7 +119,14 @@ class BackgroundTiledWriter:
 
     def _work(self) -> None:
         runs, writers = Runs(), dict[str, _RunWriter]()
-        while (item := self._queue.get()) is not None:
+        while True:
+            try:
+                item = self._queue.get(timeout=RETRY_S if self._unconfirmed else None)
+            except queue.Empty:
+                self._confirm()
+                continue
+            if item is None:
+                break
             if isinstance(item, threading.Event):
                 item.set()
                 continue
@@ -112,8 +140,28 @@ class BackgroundTiledWriter:
                     self.failures[run] = writers[run].failure
                 if name == "stop":
                     del writers[run]
+                    self._unconfirmed.append(run)
+                    self._confirm()
             except Exception:
                 logger.exception("a %s document was not stored in the catalogue", name)
+        self._confirm()
+
+    def _confirm(self) -> None:
+        """Make sure that the runs which ended are stored whole; ask again later where the server is away."""
+        if self._restore is None:
+            self._unconfirmed.clear()
+        for run in list(self._unconfirmed):
+            try:
+                self._restore(run)  # pyright: ignore[reportOptionalCall]
+            except FileError as error:  # its log is no help; asking again is none either
+                self.failures.setdefault(run, str(error))
+            except Exception as error:
+                self.failures[run] = " ".join(str(error).split())
+                return
+            else:
+                if self.failures.pop(run, None):
+                    logger.warning("run %s is in the catalogue after all", run)
+            self._unconfirmed.remove(run)
 
     def flush(self, timeout_s: float = START_TIMEOUT_S) -> None:
         """Wait until everything queued so far has been handed over; runs that ended are then stored.
@@ -137,23 +185,35 @@ class BackgroundTiledWriter:
             return
         self._queue.put(None)
         self._thread.join(timeout_s)
-        if self._thread.is_alive():
-            logger.error(
-                "the catalogue did not store everything; restore what is missing from the document log"
-            )
+        if self._thread.is_alive() or self.failures:
+            logger.error("the catalogue has not stored every run; bcmi replay stores what is missing")
         self._thread = None
 
 
 class _Server:
-    """The subprocess that serves one folder; ends with its parent."""
+    """The subprocess that serves one folder; ends with its parent, and is started again if it dies."""
 
-    def __init__(self, directory: Path, readable: Iterable[str | Path]) -> None:
+    def __init__(self, directory: Path, readable: Iterable[str | Path], database: str | None) -> None:
         (directory / "data").mkdir(parents=True, exist_ok=True)
-        listener = socket.create_server(("127.0.0.1", 0))
-        self.uri = f"http://127.0.0.1:{listener.getsockname()[1]}"
         self.api_key = secrets.token_hex(32)
         self.log = directory / "server.log"
-        with listener, open(self.log, "wb") as log:
+        self._settings = {
+            "directory": str(directory),
+            "readable": [str(Path(folder).absolute()) for folder in readable],
+            "api_key": self.api_key,
+            "database": database,
+        }
+        self._answered = self._stopping = False
+        self.log.unlink(missing_ok=True)
+        self._port = 0
+        self._start()
+        self.uri = f"http://127.0.0.1:{self._port}"
+        threading.Thread(target=self._watch, name="tiled watch", daemon=True).start()
+
+    def _start(self) -> None:
+        listener = socket.create_server(("127.0.0.1", self._port))
+        self._port = listener.getsockname()[1]
+        with listener, open(self.log, "ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "bcmi_beamline.data._server"],
                 stdin=subprocess.PIPE,
@@ -162,16 +222,24 @@ class _Server:
                 pass_fds=[listener.fileno()],
                 start_new_session=True,  # Ctrl-C is for the scan; the server leaves when its input closes
             )
-            settings = {
-                "directory": str(directory),
-                "readable": [str(Path(folder).absolute()) for folder in readable],
-                "api_key": self.api_key,
-                "socket": listener.fileno(),
-            }
             self._stdin = self._process.stdin
             assert self._stdin is not None
-            self._stdin.write(json.dumps(settings).encode() + b"\n")
+            self._stdin.write(json.dumps({**self._settings, "socket": listener.fileno()}).encode() + b"\n")
             self._stdin.flush()
+
+    def _watch(self) -> None:
+        while True:
+            born = time.monotonic()
+            status = self._process.wait()
+            if self._stopping or not self._answered:
+                return
+            logger.error("the catalogue's server ended with status %s; starting it again", status)
+            time.sleep(max(0.0, RETRY_S - (time.monotonic() - born)))
+            try:
+                self._start()
+            except OSError as error:
+                logger.error("the catalogue's server cannot be started again (%s); see %s", error, self.log)
+                return
 
     def wait(self) -> None:
         """Wait until it answers."""
@@ -181,6 +249,7 @@ class _Server:
         while time.monotonic() < deadline and self._process.poll() is None:
             try:
                 httpx.get(f"{self.uri}/healthz", timeout=1.0, trust_env=False).raise_for_status()
+                self._answered = True
                 return
             except httpx.HTTPError:
                 time.sleep(0.02)
@@ -190,6 +259,7 @@ class _Server:
 
     def stop(self) -> None:
         """Let it leave, and end it if it does not."""
+        self._stopping = True
         if self._stdin is not None:
             self._stdin.close()
         try:
@@ -210,12 +280,19 @@ class Catalog:
         Callback to subscribe to a RunEngine.
     """
 
-    def __init__(self, uri: str, api_key: str | None = None, server: _Server | None = None) -> None:
+    def __init__(
+        self,
+        uri: str,
+        api_key: str | None = None,
+        server: _Server | None = None,
+        log: DocumentLog | None = None,
+    ) -> None:
         self.uri = uri
         self._api_key = api_key
         self._server = server
         self._lock = threading.Lock()
-        self.writer = BackgroundTiledWriter(lambda: self.client)
+        restore = None if log is None else lambda uid: self.restore(log.path(uid))
+        self.writer = BackgroundTiledWriter(self._connect, restore=restore)
 
     @property
     def client(self) -> Any:
@@ -225,19 +302,70 @@ class Catalog:
 
     @cached_property
     def _client(self) -> Any:
-        import httpx
         from tiled.client import from_uri
 
         if self._server is not None:
             self._server.wait()
+        self._ask()
         try:
-            httpx.get(
-                self.uri, timeout=10.0
-            )  # fails at once where Tiled's client would try for half a minute
             return from_uri(self.uri, api_key=self._api_key)
         except Exception as error:
-            first = next(iter(str(error).splitlines()), type(error).__name__)
-            raise CatalogError(f"{self.uri}: no catalogue answers ({first}); check the address") from None
+            raise self._silent(error) from None
+
+    def _ask(self) -> None:
+        """Fail at once where Tiled's own client would try for most of a minute."""
+        import httpx
+
+        try:
+            httpx.get(self.uri, timeout=10.0, follow_redirects=True)
+        except Exception as error:
+            raise self._silent(error) from None
+
+    def _silent(self, error: Exception) -> CatalogError:
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        return CatalogError(f"{self.uri}: no catalogue answers ({first}); check the address")
+
+    def _connect(self) -> Any:
+        client = self.client
+        self._ask()
+        return client
+
+    @property
+    def broker(self) -> Any:
+        """The same runs as databroker's ``Broker``: ``broker[-1].table()``, ``.data("eiger_image")``."""
+        from databroker import Broker
+
+        return Broker(self.client)  # pyright: ignore[reportCallIssue]  its __new__ takes a client
+
+    def search(
+        self,
+        *,
+        sample: str | None = None,
+        plan: str | None = None,
+        scan_id: int | None = None,
+        since: float | str | None = None,
+        until: float | str | None = None,
+    ) -> Any:
+        """Return the runs that match everything given, as a catalogue of their own.
+
+        Parameters
+        ----------
+        sample, plan : str, optional
+            ``sample`` and ``plan_name`` of the start document.
+        scan_id : int, optional
+            The latest run with this number.
+        since, until : float or str, optional
+            Times of the start: seconds since 1970 (UTC) or ``"2026-03-27 14:00"``.
+        """
+        from bluesky_tiled_plugins.queries import ScanID, TimeRange
+        from tiled.queries import Key
+
+        found = self.client
+        for key, value in (("sample", sample), ("plan_name", plan)):
+            found = found if value is None else found.search(Key(f"start.{key}") == value)
+        if since is not None or until is not None:
+            found = found.search(TimeRange(since=since, until=until))
+        return found if scan_id is None else found.search(ScanID(scan_id))
 
     def __getitem__(self, key: int | str) -> Any:
         """Return the run with this uid or scan id, or counted from the latest with -1, -2, ..."""
@@ -266,7 +394,7 @@ class Catalog:
             ) from None
 
     def restore(self, log: str | Path) -> bool:
-        """Store a logged run that is not here, or only in part; False if it was here whole.
+        """Store a logged run that is not here, or not whole; False if it was here whole.
 
         Parameters
         ----------
@@ -277,19 +405,21 @@ class Catalog:
         ------
         FileError
             When it is no such file.
+        CatalogError
+            When the run is not over, or no catalogue answers.
         """
         from bluesky_tiled_plugins import TiledWriter
 
-        uid = next((doc["uid"] for name, doc in read_log(log) if name == "start"), None)
-        if uid is None:
-            raise file_error(log, "file", "holds no run", "name a document log")
-        client = self.client
-        if uid in client:
-            if client[uid].metadata.get("stop"):
+        tally = count(log)
+        if being_written(log):
+            raise CatalogError(f"{log}: run {tally.run[:8]} is still going on; replay it when it has ended")
+        client = self._connect()
+        if tally.run in client:
+            if _is_whole(client[tally.run], tally):
                 return False
-            client.delete_contents([uid], recursive=True, external_only=False)  # else the server answers 409
+            client.delete_contents([tally.run], recursive=True, external_only=False)  # else it answers 409
         replay(log, TiledWriter(client, batch_size=10 * BATCH_SIZE))
-        self.writer.failures.pop(uid, None)
+        self.writer.failures.pop(tally.run, None)
         return True
 
     def flush(self, timeout_s: float = START_TIMEOUT_S) -> None:
@@ -312,8 +442,24 @@ class Catalog:
         return f"Catalog({self.uri})"
 
 
+def _is_whole(run: Any, tally: Tally) -> bool:
+    """Whether a stored run has its end, every event once and every frame."""
+    if not run.metadata.get("stop"):
+        return False
+    for stream, events in tally.events.items():
+        if events:
+            stored = run[stream].read(["seq_num"])["seq_num"].values if stream in run else ()
+            if sorted(stored) != list(range(1, events + 1)):
+                return False
+    return all(run[stream][key].shape[0] == frames for (stream, key), frames in tally.frames.items())
+
+
 def open_catalog(
-    directory: str | Path = "", *, readable: Iterable[str | Path] = (), uri: str | None = None
+    directory: str | Path = "",
+    *,
+    readable: Iterable[str | Path] = (),
+    uri: str | None = None,
+    log: DocumentLog | None = None,
 ) -> Catalog:
     """Open the catalogue kept in a folder, or the one that a Tiled server elsewhere serves.
 
@@ -325,9 +471,14 @@ def open_catalog(
     readable : iterable of path
         Folders that detectors write into; the server opens files nowhere else.
     uri : str, optional
-        An external Tiled server; `directory` is then not used. ``TILED_API_KEY`` holds its key.
+        ``http...``: a Tiled server elsewhere, `directory` is then not used and ``TILED_API_KEY`` holds its
+        key. ``postgresql://user:password@host/database``: runs and events are kept there, arrays in
+        `directory`. By default what ``BCMI_CATALOG`` says; SQLite in `directory` where that is not set.
+    log : DocumentLog, optional
+        From which runs are restored when the server was away.
     """
-    if uri is not None:
-        return Catalog(uri, os.environ.get("TILED_API_KEY"))
-    server = _Server(Path(directory).absolute(), readable)
-    return Catalog(server.uri, server.api_key, server)
+    uri = os.environ.get("BCMI_CATALOG") if uri is None else uri
+    if uri and not uri.startswith("postgresql"):
+        return Catalog(uri, os.environ.get("TILED_API_KEY"), log=log)
+    server = _Server(Path(directory).absolute(), readable, uri or None)
+    return Catalog(server.uri, server.api_key, server, log)
