@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import inspect
 import json
 import logging
 import os
@@ -22,6 +21,23 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from bcmi_beamline import beamline_commands
+from bcmi_beamline.cli_parts import (
+    ArgumentsArgument,
+    BeamlineOption,
+    DirectoryOption,
+    Display,
+    JsonOption,
+    PresetOption,
+    SeedOption,
+    SimOption,
+    atomically,
+    find_plan,
+    parse_arguments,
+    print_table,
+    shown,
+)
 
 app = typer.Typer(
     name="bcmi",
@@ -56,93 +72,6 @@ class Format(StrEnum):
     id01 = "id01"
 
 
-PresetOption = Annotated[str, typer.Option(help="small, paper-ls, paper-hs, or a .toml file.")]
-BeamlineOption = Annotated[str, typer.Option(help="Beamline configuration: sim-id01, or a .toml file.")]
-SeedOption = Annotated[int, typer.Option(help="Of every random number; same seed, same result.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
-DirectoryOption = Annotated[
-    Path, typer.Option(help="Where the session keeps catalogue, documents and frames.")
-]
-SimOption = Annotated[
-    str | None, typer.Option("--sim", help="Start the simulated beamline with this preset for the command.")
-]
-ArgumentsArgument = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Parameters of the plan.")
-]
-
-
-# -- showing what happens --------------------------------------------------------------------------------
-
-
-class Display:
-    """Progress bars on a terminal's stderr; in a pipe, silence or one plain line per stage."""
-
-    def __init__(self, announce: bool = False) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-        self._console = Console(stderr=True)
-        self._announce = announce and not self._console.is_terminal
-        self._progress = Progress(
-            TextColumn("{task.description:<46}"),
-            BarColumn(bar_width=24),
-            TimeElapsedColumn(),
-            TextColumn("[dim]{task.fields[note]}"),
-            console=self._console,
-            disable=not self._console.is_terminal,
-        )
-
-    def __enter__(self) -> Display:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._progress.stop()
-
-    @contextmanager
-    def stage(self, title: str) -> Iterator[Any]:
-        """Show one stage of work; yields ``progress(fraction, message)``."""
-        if self._announce:
-            print(title, file=sys.stderr, flush=True)
-        task = self._progress.add_task(title, total=1.0, note="")
-
-        def progress(fraction: float, message: str) -> None:
-            self._progress.update(task, completed=fraction, note=message)
-
-        yield progress
-        self._progress.update(task, completed=1.0)
-
-
-@contextmanager
-def _shown(title: str) -> Iterator[Any]:
-    with Display() as display, display.stage(title) as progress:
-        yield progress
-
-
-def _print_table(rows: dict[str, Any], title: str) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title, show_header=False, title_justify="left")
-    for key, value in rows.items():
-        table.add_row(str(key), f"{value:.4g}" if isinstance(value, float) else str(value))
-    Console().print(table)
-
-
-def _atomically(path: Path, write) -> None:
-    """Let ``write(beside)`` make the file, then rename it: never half a file."""
-    from bcmi_beamline.data import FileError
-
-    if not path.parent.is_dir():
-        raise FileError(f"{path}: the folder {path.parent} does not exist; make it first")
-    beside = path.with_name(f".{path.name}.{os.getpid()}{path.suffix}")
-    try:
-        write(beside)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
 # -- the experiment --------------------------------------------------------------------------------------
 
 
@@ -163,7 +92,7 @@ def demo(
 
     with Display(announce=True) as display:
         summary = run_demo(preset, out, display.stage, seed)
-    _print_table(headline(summary), f"bcmi demo, preset {preset}")
+    print_table(headline(summary), f"bcmi demo, preset {preset}")
     print(f"report: {out / 'report.html'}")
 
 
@@ -187,42 +116,6 @@ def ioc(
     raise typer.Exit(serve(arguments + (["--list-pvs"] if list_pvs else [])) or 0)
 
 
-def _find_plan(name: str):
-    """The plan called `name`: a generator function of `bcmi_beamline.plans` that takes devices first."""
-    from bcmi_beamline.session import list_plans
-
-    known = list_plans()
-    name = name.replace("-", "_")
-    if name not in known:
-        raise ValueError(f"no plan named {name!r}: choose from {', '.join(sorted(known))}")
-    return known[name]
-
-
-def _parse_arguments(plan, pairs: list[str]) -> dict[str, Any]:
-    """Turn ``key=value`` words into checked keyword arguments of `plan`."""
-    from pydantic import TypeAdapter, ValidationError
-
-    parameters = dict(list(inspect.signature(plan).parameters.items())[1:])
-    values = {}
-    for pair in pairs:
-        key, equals, text = pair.partition("=")
-        if not equals or key not in parameters:
-            raise ValueError(f"{pair!r}: give key=value with a key of {', '.join(parameters)}")
-        try:
-            value = json.loads(text)
-        except json.JSONDecodeError:
-            value = text
-        annotation = parameters[key].annotation
-        try:
-            values[key] = TypeAdapter(annotation).validate_python(value)
-        except ValidationError as error:
-            raise ValueError(f"{key}={text}: {error.errors()[0]['msg']}") from None
-    missing = [k for k, p in parameters.items() if p.default is p.empty and k not in values and p.kind < 4]
-    if missing:
-        raise ValueError(f"{plan.__name__} also needs {', '.join(missing)}")
-    return values
-
-
 @app.command("dry-run")
 def dry_run(
     plan: Annotated[str, typer.Argument(help="Name of a plan, e.g. rocking_scan.")],
@@ -235,16 +128,16 @@ def dry_run(
     from bcmi_beamline.config import load_beamline
     from bcmi_beamline.plans import dry_run as rehearse
 
-    function = _find_plan(plan)
-    outcome = rehearse(function, load_beamline(beamline), **_parse_arguments(function, arguments or []))
+    function = find_plan(plan)
+    outcome = rehearse(function, load_beamline(beamline), **parse_arguments(function, arguments or []))
     if picture is not None:
         from bcmi_beamline.report.figures import path_figure
 
-        _atomically(picture, lambda beside: path_figure(outcome.path).savefig(beside))
+        atomically(picture, lambda beside: path_figure(outcome.path).savefig(beside))
     if json_:
         print(json.dumps(outcome.to_dict()))
     else:
-        _print_table(outcome.to_dict(), f"dry run of {function.__name__}")
+        print_table(outcome.to_dict(), f"dry run of {function.__name__}")
     if outcome.problems:
         raise ValueError(f"{function.__name__}: {outcome.problems[0]}")
 
@@ -262,15 +155,15 @@ def run_plan(
         from bcmi_beamline.sim.launch import claim_ports
 
         claim_ports()  # libca reads its environment once, when the plans import ophyd
-    function = _find_plan(plan)
-    values = _parse_arguments(function, arguments or [])
+    function = find_plan(plan)
+    values = parse_arguments(function, arguments or [])
     from bcmi_beamline.session import open_session
 
     with open_session(beamline, directory, simulate=sim) as session:
-        with _shown(function.__name__) as progress:
+        with shown(function.__name__) as progress:
             result = session.run(function(session.devices, **values), progress)
         session.flush()
-    _print_table(_numbers(result), function.__name__)
+    print_table(_numbers(result), function.__name__)
 
 
 def _numbers(result: Any) -> dict[str, Any]:
@@ -305,7 +198,7 @@ def simulate(
     from bcmi_beamline.config import load_beamline, load_preset
     from bcmi_beamline.truth import simulated_scan
 
-    with _shown(f"Simulating {kind.value}") as progress:
+    with shown(f"Simulating {kind.value}") as progress:
         scan = simulated_scan(kind.value, load_beamline(beamline), load_preset(preset), modulator, progress)
         data.write_cxi(output, scan)
     print(f"{output}: {scan!r}")
@@ -353,7 +246,7 @@ def calibrate(
     with _loaded(source, directory) as scan:
         if not isinstance(scan, PtychographyScan):
             raise ValueError(f"{source}: holds a rocking scan; calibrate needs a ptychography scan")
-    with _shown("Calibrating the modulator") as progress:
+    with shown("Calibrating the modulator") as progress:
         modulator = engine(
             scan,
             iterations=iterations,
@@ -394,7 +287,7 @@ def reconstruct(
             raise ValueError(f"{source}: holds a ptychography scan; reconstruct needs a rocking scan")
     options: dict[str, Any] = {"trials": trials, "seed": seed}
     options |= {} if iterations is None else {"iterations": iterations}
-    with _shown(f"Reconstructing ({chosen.value})") as progress:
+    with shown(f"Reconstructing ({chosen.value})") as progress:
         if chosen is Method.bcmi and modulator is not None:
             from bcmi_beamline.reconstruction import modulation
 
@@ -422,7 +315,7 @@ def compare(
     if json_:
         print(json.dumps(found))
     else:
-        _print_table(found, f"{result} against {truth}")
+        print_table(found, f"{result} against {truth}")
 
 
 @app.command()
@@ -491,7 +384,7 @@ def report(
     found = {path.stem: data.read_reconstruction(path) for path in results}
     calibrated = data.read_modulator(modulator) if modulator else None
     known = data.read_reconstruction(truth) if truth else None
-    _atomically(output, lambda beside: results_page(beside, found, calibrated, known))
+    atomically(output, lambda beside: results_page(beside, found, calibrated, known))
     print(output)
 
 
@@ -510,6 +403,9 @@ def monitor(
     print(f"watching {directory}: http://127.0.0.1:{server.server_port}/  (Ctrl-C stops)", flush=True)
     with server:
         server.serve_forever()
+
+
+beamline_commands.register(app)
 
 
 def _explain(error: BaseException) -> str:

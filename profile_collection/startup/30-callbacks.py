@@ -1,6 +1,9 @@
-"""Live table and plots."""
+"""Live table, plots, progress, and devices that print where they are."""
 
-from bluesky.callbacks.best_effort import BestEffortCallback
+from bcmi_beamline.prompt import install_displays, install_representations
 
-bec = BestEffortCallback()
-RE.subscribe(bec)
+install_displays(session)
+try:
+    install_representations(get_ipython(), session)
+except NameError:
+    pass  # the queue server's worker runs these files without IPython
