@@ -92,7 +92,8 @@ def check(
 
             folder = stack.enter_context(tempfile.TemporaryDirectory())
             stack.enter_context(SimulatedBeamline(sim, known, data_dir=folder))
-        from bcmi_beamline.devices import check_devices, make_devices
+        from bcmi_beamline.devices import make_devices
+        from bcmi_beamline.devices.check import check_devices
 
         findings = check_devices(make_devices(known), timeout)
     _show_findings(findings, known.name, json_)
@@ -172,10 +173,8 @@ def rehearse(
 def _show_report(report: Any) -> None:
     dry = report.dry_run
     planned = f"{dry['frames']} frames, {dry['duration_s']:.0f} s, {dry['disk_mb']:.0f} MB"
-    done = (
-        f"{report.frames} frames in {report.runs} runs, {report.documents} documents" if report.runs else "-"
-    )
-    rows = {"planned": planned, "on the simulated beamline": done}
+    done = f"{report.frames} frames in {report.runs} runs, {report.documents} documents"
+    rows = {"planned": planned, "on the simulated beamline": done if report.runs else "not tried"}
     rows |= {f"problem {i}": problem for i, problem in enumerate(report.problems, 1)}
     print_table(rows, f"{report.plan}: {'passed' if report.passed else 'FAILED'}")
 
@@ -206,7 +205,7 @@ def queue_serve(
     with QueueService(directory, startup, beamline=beamline, simulate=sim, time_scale=time_scale) as service:
         print(f"queue manager: up, log in {service.log}")
         print(f"Redis: {service.redis}")
-        print(f"beamline: {'simulated, preset ' + sim if service.twin else beamline}", flush=True)
+        print(f"beamline: {beamline if sim is None else f'simulated, preset {sim}'}", flush=True)
         with QueueClient(directory) as client:
             client.open()
         print("worker: session open")

@@ -1,4 +1,4 @@
-"""What the commands of ``bcmi`` have in common: options, progress, tables, whole files, arguments of plans."""
+"""What the commands of ``bcmi`` have in common: options, progress, tables, whole files, plan arguments."""
 
 from __future__ import annotations
 
@@ -69,11 +69,13 @@ class Display:
 
 @contextmanager
 def shown(title: str) -> Iterator[Any]:
+    """Show one stage of work on a display of its own; yields ``progress(fraction, message)``."""
     with Display() as display, display.stage(title) as progress:
         yield progress
 
 
 def print_table(rows: dict[str, Any], title: str) -> None:
+    """Print names and values on stdout, floats to four digits."""
     from rich.console import Console
     from rich.table import Table
 

@@ -1,4 +1,4 @@
-"""What makes an IPython session pleasant: live table and plots, a line of progress, objects that say something.
+"""What makes an IPython session pleasant: live table and plots, a line of progress, telling objects.
 
 Nothing here is needed to measure; the queue server's worker takes the live table only.
 """
@@ -95,7 +95,7 @@ def install_displays(session: Session) -> None:
     session.RE.subscribe(best_effort)
     if not is_re_worker_active() and sys.stdout.isatty():
         line = ProgressLine()
-        session.RE.waiting_hook = line
+        session.RE.waiting_hook = line  # pyright: ignore[reportAttributeAccessIssue]
         session.RE.subscribe(RunProgress(line.scan))
 
 

@@ -95,9 +95,8 @@ class DocumentCheck:
         for error in self._validators[name].iter_errors(doc):
             self.problems.append(f"a {name} document is not valid: {error.message}")
         if name == "stop" and doc["exit_status"] != "success":
-            self.problems.append(
-                f"run {doc['run_start'][:8]} ended with {doc['exit_status']}: {doc['reason']}"
-            )
+            run, reason = doc["run_start"][:8], doc.get("reason", "")
+            self.problems.append(f"run {run} ended with {doc['exit_status']}: {reason}")
         if name == "event":
             self.frames += "eiger_total" in doc["data"]
 
