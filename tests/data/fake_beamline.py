@@ -24,6 +24,7 @@ class FakeEiger:
         self.frames, self.images_per_file, self.pixel_mask = frames, images_per_file, pixel_mask
         self.stem = folder / f"bcmi_{uuid.uuid4().hex[:8]}_1"
         self._documents, self._resource, self._taken = deque(), "", 0
+        self._file = self._data = None
 
     def stage(self):
         if self.pixel_mask is not None:
@@ -32,6 +33,8 @@ class FakeEiger:
         return [self]
 
     def unstage(self):
+        if self._file is not None:
+            self._file.close()
         return [self]
 
     def trigger(self):
@@ -39,22 +42,22 @@ class FakeEiger:
 
         number, row = divmod(self._taken, self.images_per_file)
         path = f"{self.stem}_data_{number + 1:06d}.h5"
-        with h5py.File(path, "a", libver="latest") as file:
-            shape = self.frames.shape[1:]
-            data = (
-                file.require_dataset(
-                    "/entry/data/data",
-                    (0, *shape),
-                    "u4",
-                    maxshape=(None, *shape),
-                    chunks=(1, *shape),
-                    **hdf5plugin.Bitshuffle(cname="lz4"),
-                )
-                if row == 0
-                else file["/entry/data/data"]
+        shape = self.frames.shape[1:]
+        if row == 0:
+            self.unstage()
+            self._file = h5py.File(path, "w", libver="latest")
+            self._data = self._file.create_dataset(
+                "/entry/data/data",
+                (0, *shape),
+                "u4",
+                maxshape=(None, *shape),
+                chunks=(1, *shape),
+                **hdf5plugin.Bitshuffle(cname="lz4"),
             )
-            data.resize(row + 1, axis=0)
-            data[row] = self.frames[self._taken]
+            self._file.swmr_mode = True
+        self._data.resize(row + 1, axis=0)
+        self._data[row] = self.frames[self._taken]
+        self._data.flush()
         if row == 0:
             self._resource = str(uuid.uuid4())
             self._documents.append(
