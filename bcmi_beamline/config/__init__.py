@@ -13,6 +13,7 @@ from bcmi_beamline.config._model import (
     CrystalSettings,
     DiffractometerConfig,
     EigerConfig,
+    FacetSettings,
     FilterConfig,
     FocusConfig,
     HiddenErrors,
@@ -26,8 +27,10 @@ from bcmi_beamline.config._model import (
     SampleStageConfig,
     SimulationSettings,
     SlitsConfig,
+    SuspendConfig,
     list_presets,
     load_beamline,
+    load_crystal,
     load_preset,
 )
 
@@ -39,6 +42,7 @@ __all__ = [
     "CrystalSettings",
     "DiffractometerConfig",
     "EigerConfig",
+    "FacetSettings",
     "FilterConfig",
     "FocusConfig",
     "HiddenErrors",
@@ -52,7 +56,9 @@ __all__ = [
     "SampleStageConfig",
     "SimulationSettings",
     "SlitsConfig",
+    "SuspendConfig",
     "list_presets",
     "load_beamline",
+    "load_crystal",
     "load_preset",
 ]

@@ -108,6 +108,18 @@ class SampleStageConfig(_Model):
     x: AxisConfig
     y: AxisConfig
     z: AxisConfig
+    modulator_reach_um: Positive = 10.0
+    """With the modulator in, no axis goes further than this from where it was as the modulator came in."""
+
+
+class SuspendConfig(_Model):
+    """Below these the plans wait for the beam to come back."""
+
+    ring_current_ma: Positive | None = None
+    monitor_flux: Positive | None = None
+    """Photons per second."""
+    settle_s: float = Field(default=10.0, ge=0)
+    """How long the beam has to be back before a plan goes on."""
 
 
 class SlitsConfig(_Model):
@@ -137,6 +149,8 @@ class FocusConfig(_Model):
     """Reading at which the focus lies on the crystal."""
     focal_length_m: Positive = 1.0
     """At the configured energy."""
+    beam_um: tuple[Positive, Positive] = (1.5, 1.5)
+    """Width (FWHM; horizontal, vertical) of the beam on the crystal, for the dose."""
 
 
 class FilterConfig(_Model):
@@ -211,6 +225,9 @@ class Beamline(_Model):
     slits: SlitsConfig | None = None
     monochromator: MonochromatorConfig | None = None
     focus: FocusConfig | None = None
+    suspend: SuspendConfig | None = None
+    nominal_flux: Positive = 1e10
+    """Photons per second on the crystal with every filter out, for the dose that a rehearsal tells."""
     filters: dict[str, FilterConfig] = {}
     """By name; together they make the attenuation of the incident beam."""
     temperatures: dict[str, str] = {}
@@ -269,17 +286,46 @@ class PlanSettings(_Model):
         return 2 * round(self.rocking_half_range_deg / self.rocking_step_deg) + 1
 
 
-class CrystalSettings(_Model):
-    """The simulated crystal."""
+class FacetSettings(_Model):
+    """One facet of a crystal's own shape."""
 
-    size_nm: Vector3
+    hkl: tuple[int, int, int]
+    """Outward normal in the cubic axes of the crystal."""
+    distance: Positive = 1.0
+    """From the centre, relative to the other facets; `CrystalSettings.size_nm` sets the scale."""
+
+
+class CrystalSettings(_Model):
+    """The simulated crystal: grown from these numbers, or read from `array`."""
+
+    size_nm: Vector3 = (520.0, 740.0, 850.0)
     """Edge to edge along x', y', z' of the detector frame."""
-    strain: Positive
+    strain: Positive = 0.0005
     """The 1-99 percentile of du/dx along Q reaches from minus to plus this."""
     edge_nm: Positive = 8.0
     """Softness of the facets, so that the sampling grid leaves no steps."""
+    facets: list[FacetSettings] = []
+    """The shape; where empty {111} and {100}, each at its own random distance."""
+    azimuth_deg: float | None = None
+    """Of the crystal about Q; where absent drawn from the seed."""
+    random: float = Field(default=1.0, ge=0)
+    bending: float = Field(default=1.0, ge=0)
+    relaxation: float = Field(default=1.0, ge=0)
+    """Weights of the band-limited random field, of bending and of the surface in the displacement."""
     dislocation: bool = False
+    """Adds an edge dislocation along y' on top of the scaled strain."""
     seed: int = 1
+    array: Path | None = None
+    """Complex object on a grid of the detector frame, axes (z', y', x'), rows to -y', instead of all this:
+    .npy, .npz (`object`, `voxel_size` in m), or HDF5 laid out like a result."""
+    voxel_nm: tuple[Positive, Positive, Positive] | None = None
+    """Voxel (z', y', x') of `array` where its file does not say."""
+
+    @model_validator(mode="after")
+    def _has_displacement(self):
+        if self.array is None and self.random + self.bending + self.relaxation == 0:
+            raise ValueError("one of random, bending and relaxation must be above 0 to make a strain")
+        return self
 
 
 class ModulatorSettings(_Model):
@@ -292,6 +338,8 @@ class ModulatorSettings(_Model):
     feature_nm: Positive = 220.0
     extent_um: Positive = 40.0
     """Edge of the square patterned field; the bare membrane and its frame lie around it."""
+    fiducial_um: float = Field(default=4.0, ge=0)
+    """Edge of the bare window with a letter F at +x, +y of the field, to find one's way by; 0: none."""
     membrane_um: Positive = 500.0
     seed: int = 2
 
@@ -314,15 +362,59 @@ class HiddenErrors(_Model):
 
 
 class Nuisances(_Model):
-    """How the simulated beamline misbehaves, each a knob."""
+    """How the simulated beamline misbehaves, each a knob; all off by default."""
 
+    # the crystal
     drift_nm_per_sqrt_s: float = Field(default=0.0, ge=0)
+    """Random walk of the crystal, per laboratory axis."""
     drift_nm_per_s: Vector3 = (0.0, 0.0, 0.0)
+    creep_nm: Vector3 = (0.0, 0.0, 0.0)
+    """Motion that dies away as ``1 - exp(-t / creep_time_s)``."""
+    creep_time_s: Positive = 600.0
+    jump_nm: float = Field(default=0.0, ge=0)
+    """Length of sudden jumps in random directions."""
+    jump_every_s: Positive = 300.0
+    """Mean time between two jumps; they come at random."""
+
+    # the modulator
     position_error_nm: float = Field(default=0.0, ge=0)
+    """True minus read position of the stage, the same whenever it comes back."""
+    modulator_drift_nm_per_sqrt_s: float = Field(default=0.0, ge=0)
+    modulator_drift_nm_per_s: tuple[float, float] = (0.0, 0.0)
+
+    # angles
     angle_jitter_deg: float = Field(default=0.0, ge=0)
+    """Random error of the rocking circle, new in every exposure."""
+    encoder_error_deg: float = Field(default=0.0, ge=0)
+    """Amplitude of the periodic error of the rocking circle's encoder."""
+    encoder_period_deg: Positive = 0.036
+
+    # the beam
     flux_noise: float = Field(default=0.0, ge=0)
-    background_per_pixel_s: float = Field(default=0.0, ge=0)
+    ring_lifetime_h: Positive | None = None
+    """1/e decay of the ring current; absent: constant."""
+    top_up_every_s: Positive = 3600.0
+    beam_dumps: list[tuple[float, Positive]] = []
+    """(start, duration) in seconds of beamline time: no current, then a full ring."""
     coherence_modes: int = Field(default=1, ge=1)
+    """Along x; 1: fully coherent."""
+    coherence_modes_vertical: int = Field(default=1, ge=1)
+    coherence_length_um: tuple[Positive, Positive] = (1.5, 6.0)
+    """Coherence length (rms, x and y) at the crystal, in a direction of more than one mode."""
+
+    # temperatures
+    temperature_swing_k: float = Field(default=0.0, ge=0)
+    """Amplitude of every temperature's slow oscillation."""
+    temperature_period_s: Positive = 5400.0
+    modulator_nm_per_k: tuple[float, float] = (0.0, 0.0)
+    """Modulator (x, y) per kelvin of the temperature named nanogoniometer."""
+    crystal_nm_per_k: Vector3 = (0.0, 0.0, 0.0)
+    """Crystal (laboratory x, y, z) per kelvin of the temperature named hutch."""
+
+    # the detector
+    background_per_pixel_s: float = Field(default=0.0, ge=0)
+    hot_pixels: int = Field(default=12, ge=0)
+    dead_pixels: int = Field(default=30, ge=0)
     seed: int = 3
 
 
@@ -334,8 +426,14 @@ class SimulationSettings(_Model):
     hidden: HiddenErrors = HiddenErrors()
     nuisances: Nuisances = Nuisances()
     beam_fwhm_um: Positive = 1.5
+    """Of the intensity at the focus, nominal slits."""
+    slit_beam_um: tuple[Positive, Positive] = (900.0, 700.0)
+    """FWHM (horizontal, vertical) of the beam that arrives at the slits."""
+    polarisation: float = Field(default=1.0, ge=-1, le=1)
+    """Degree of linear polarisation; +1 horizontal, -1 vertical."""
     peak_counts_per_s: Positive = 2e6
-    """Photons per second in the whole pattern at the peak of the rocking curve, modulator out."""
+    """Photons per second in the whole pattern at the peak of the rocking curve, modulator out, scattered in
+    the horizontal plane at full ring current; the vertical plane gains what polarisation costs here."""
     voxel_nm: Positive = 10.0
     """Grid of the simulated crystal."""
     time_scale: Positive = 1.0
@@ -368,6 +466,7 @@ def _read(source: str | Path, folder: str, model: type[_Config]) -> _Config:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    _find_array(values, path.parent)
     try:
         return model.model_validate(values)
     except ValidationError as error:
@@ -375,6 +474,14 @@ def _read(source: str | Path, folder: str, model: type[_Config]) -> _Config:
         key = ".".join(str(part) for part in first["loc"]) or "(whole file)"
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
         raise ConfigError(f"{path}: {key}: {first['msg']}{more}") from None
+
+
+def _find_array(values: dict, folder: Path) -> None:
+    """Make the file name of a crystal's array absolute; it is relative to the file that names it."""
+    sim = values.get("sim")
+    crystal = sim.get("crystal") if isinstance(sim, dict) else values
+    if isinstance(crystal, dict) and isinstance(crystal.get("array"), str):
+        crystal["array"] = str((folder / crystal["array"]).absolute())
 
 
 def load_beamline(source: str | Path = "sim-id01") -> Beamline:
@@ -397,6 +504,22 @@ def load_preset(source: str | Path = "small") -> Preset:
         In one line: the file, the key and what is wrong with it.
     """
     return _read(source, "presets", Preset)
+
+
+def load_crystal(source: str | Path) -> CrystalSettings:
+    """Read an own crystal: a TOML file with the keys of `CrystalSettings`, or the file of an array.
+
+    Raises
+    ------
+    ConfigError
+        In one line: the file, the key and what is wrong with it.
+    """
+    path = Path(source)
+    if path.suffix == ".toml":
+        return _read(path, "", CrystalSettings)
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file: name a .toml, .npy, .npz, .h5 or .cxi file of a crystal")
+    return CrystalSettings(array=path.absolute())
 
 
 def list_presets() -> list[str]:

@@ -26,6 +26,8 @@ TILE_MARGIN = 3.2e-6
 """What a tile of the map keeps around the beam, so that a scan does not need a new one at every point, m."""
 
 _LEVELS = 4096
+_SQUARE = 0.1
+"""Pixels of the map by which rows and columns may lean over the lit field and still count as upright."""
 
 
 @dataclass(frozen=True)
@@ -95,9 +97,29 @@ def grow_pattern(settings: ModulatorSettings) -> np.ndarray:
     for _ in range(3):
         film = largest_piece(distance < level)
         level *= 1 + (settings.coverage - film.mean()) / settings.coverage
-    film = largest_piece(distance < level)
+    film = distance < level
+    if settings.fiducial_um:
+        _draw_fiducial(film, settings.fiducial_um * 1e-6)
+    film = largest_piece(film)
     soft = ndimage.gaussian_filter(film.astype(np.float32), WALL_WIDTH / MAP_PIXEL, truncate=3)
     return np.rint(255 * soft).astype(np.uint8)
+
+
+def _draw_fiducial(film: np.ndarray, edge: float) -> None:
+    """Put a letter F in a bare window of this `edge`, m, at +x, +y of the field.
+
+    An F tells left from right and up from down. Its stem reaches into the pattern above and below, so that it
+    does not come off.
+    """
+    n = film.shape[0]
+    size = min(round(edge / MAP_PIXEL), n // 10)
+    row, column = round(0.15 * n) - size // 2, round(0.85 * n) - size // 2
+    film[row : row + size, column : column + size] = False
+    bar = max(size // 8, 1)
+    stem = column + size // 4
+    film[row - size // 4 : row + size + size // 4, stem : stem + bar] = True
+    film[row + bar : row + 2 * bar, stem : stem + size // 2] = True
+    film[row + size // 2 : row + size // 2 + bar, stem : stem + size // 3] = True
 
 
 def largest_piece(film: np.ndarray) -> np.ndarray:
@@ -141,11 +163,22 @@ class ModulatorChip:
                 f"modulator.membrane_um = {settings.membrane_um:g} does not fit on a chip "
                 f"{2e6 * FRAME_OUTER:.0f} um wide"
             )
-        delta, beta, _ = xraydb.xray_delta_beta(settings.material, settings.density, energy_ev)
-        self.exponent = -2 * np.pi / wavelength_from_energy(energy_ev) * (1j * delta + beta)
-        """Logarithm of the transmission per metre of film."""
         self._settings = settings
+        self._energy_ev = energy_ev
+        self._exponents: dict[float, complex] = {}
         self._tile: _Tile | None = None
+
+    def exponent(self, energy_ev: float | None = None) -> complex:
+        """Logarithm of the transmission per metre of film, at the chip's own energy unless told."""
+        energy_ev = self._energy_ev if energy_ev is None else energy_ev
+        if energy_ev not in self._exponents:
+            delta, beta, _ = xraydb.xray_delta_beta(
+                self._settings.material, self._settings.density, energy_ev
+            )
+            self._exponents = {
+                energy_ev: -2 * np.pi / wavelength_from_energy(energy_ev) * (1j * delta + beta)
+            }
+        return self._exponents[energy_ev]
 
     @cached_property
     def pattern(self) -> np.ndarray:
@@ -162,7 +195,9 @@ class ModulatorChip:
         corners = placement.corners(x, y)
         return bool((corners.min(axis=1) > FRAME_OUTER).any() or (corners.max(axis=1) < -FRAME_OUTER).any())
 
-    def transmission(self, placement: Placement, x: np.ndarray, y: np.ndarray) -> np.ndarray | None:
+    def transmission(
+        self, placement: Placement, x: np.ndarray, y: np.ndarray, energy_ev: float | None = None
+    ) -> np.ndarray | None:
         """Complex transmission at the beam's coordinates, bare membrane 1.
 
         Parameters
@@ -170,6 +205,8 @@ class ModulatorChip:
         placement : Placement
         x, y : ndarray, (nx,), (ny,)
             Coordinates in row sense, m, equally spaced.
+        energy_ev : float, optional
+            The chip's own unless told.
 
         Returns
         -------
@@ -178,7 +215,7 @@ class ModulatorChip:
         """
         corners = placement.corners(x, y)
         low, high = corners.min(axis=1), corners.max(axis=1)
-        transmission = self._film(placement, x, y, low, high)
+        transmission = self._film(placement, x, y, low, high, energy_ev)
         if max(-low.min(), high.max()) > self.membrane_half - abs(x[1] - x[0]):
             window = self._aperture(placement, x, y)
             if not window.any():
@@ -187,7 +224,13 @@ class ModulatorChip:
         return transmission
 
     def _film(
-        self, placement: Placement, x: np.ndarray, y: np.ndarray, low: np.ndarray, high: np.ndarray
+        self,
+        placement: Placement,
+        x: np.ndarray,
+        y: np.ndarray,
+        low: np.ndarray,
+        high: np.ndarray,
+        energy_ev: float | None,
     ) -> np.ndarray:
         if (low > self.field_half).any() or (high < -self.field_half).any():
             return np.ones((len(y), len(x)), np.complex64)
@@ -195,11 +238,10 @@ class ModulatorChip:
         tile = self._tile
         if tile is None or not tile.serves(smear, low, high):
             tile = self._tile = _Tile.cut(self.pattern, smear, low - TILE_MARGIN, high + TILE_MARGIN)
-        fraction = tile.sample(placement, x, y)
         path = np.linspace(0, self.thickness / placement.cosine, _LEVELS + 1)
-        table = np.exp(self.exponent * path).astype(np.complex64)
-        level = np.clip(fraction * _LEVELS + 0.5, 0, _LEVELS).astype(np.int32)
-        return table[level]
+        table = np.exp(self.exponent(energy_ev) * path).astype(np.complex64)
+        # linear interpolation stays between its points, so no level lies outside the table
+        return table.take(tile.sample(placement, x, y).astype(np.intp))
 
     def _aperture(self, placement: Placement, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         """Silicon frame: amplitude 0 on it, 1 elsewhere, edges one sample wide; float32 (ny, nx)."""
@@ -216,7 +258,8 @@ class ModulatorChip:
 class _Tile:
     """A part of the thickness map with the smear of one tilt."""
 
-    fraction: np.ndarray
+    level: np.ndarray
+    """Thickness as an index of the table of transmissions, plus 1/2 to round by truncation; float32."""
     origin: np.ndarray
     """Membrane coordinates (u, -v) of element (0, 0), m."""
     low: np.ndarray
@@ -247,7 +290,8 @@ class _Tile:
             along = along + np.fft.rfftfreq(shape[1], MAP_PIXEL)[None, :] * smear[0]
             spectrum = np.fft.rfft2(fraction) * np.sinc(along.astype(np.float32))
             fraction = np.fft.irfft2(spectrum, shape)
-        return cls(fraction, (first - n // 2) * MAP_PIXEL, low, high, smear.copy())
+        level = np.clip(fraction * np.float32(_LEVELS) + np.float32(0.5), 0.5, _LEVELS + 0.5)
+        return cls(level, (first - n // 2) * MAP_PIXEL, low, high, smear.copy())
 
     def serves(self, smear: np.ndarray, low: np.ndarray, high: np.ndarray) -> bool:
         """Whether this tile has that tilt (to 0.1 nm of smear) and covers [low, high]."""
@@ -255,21 +299,36 @@ class _Tile:
         return bool(same and (low >= self.low).all() and (high <= self.high).all())
 
     def sample(self, placement: Placement, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """Thickness fraction at the beam's coordinates by linear interpolation, float32 (ny, nx)."""
+        """Level at the beam's coordinates by linear interpolation, float32 (ny, nx)."""
         step = x[1] - x[0]
         start = np.array([x[0], y[0]]) - placement.origin
-        offset = (placement.matrix @ start - self.origin) / MAP_PIXEL
+        offset = (placement.matrix @ start - self.origin)[::-1] / MAP_PIXEL
         matrix = placement.matrix[::-1, ::-1] * (step / MAP_PIXEL)
-        skew = max(abs(matrix[0, 1]) * len(x), abs(matrix[1, 0]) * len(y))
+        if max(abs(matrix[0, 1]) * len(x), abs(matrix[1, 0]) * len(y)) < _SQUARE:
+            rows, columns = (offset[i] + matrix[i, i] * np.arange(n) for i, n in ((0, len(y)), (1, len(x))))
+            return _interpolate(_interpolate(self.level, rows, 0), columns, 1)
         return ndimage.affine_transform(
-            self.fraction,
-            np.diag(matrix) if skew < 0.1 else matrix,
-            offset[::-1],  # pyright: ignore[reportArgumentType]
+            self.level,
+            matrix,
+            offset,  # pyright: ignore[reportArgumentType]
             output_shape=(len(y), len(x)),
             output=np.float32,
             order=1,
             mode="nearest",
         )
+
+
+def _interpolate(values: np.ndarray, at: np.ndarray, axis: int) -> np.ndarray:
+    """Linear interpolation of a 2D array along one axis at fractional indices, held at its ends."""
+    at = np.clip(at, 0, values.shape[axis] - 1)
+    lower = np.minimum(at.astype(np.intp), values.shape[axis] - 2)
+    weight = (at - lower).astype(np.float32)
+    weight = weight if axis else weight[:, None]
+    below, above = values.take(lower, axis), values.take(lower + 1, axis)
+    above -= below
+    above *= weight
+    above += below
+    return above
 
 
 def place_chip(

@@ -39,7 +39,7 @@ def grid(half=1.5, step=0.02):
 
 
 def test_tungsten_turns_the_phase_by_2_47_rad_and_passes_71_percent(chip):
-    transmission = np.exp(chip.exponent * 1.5 * UM)
+    transmission = np.exp(chip.exponent() * 1.5 * UM)
     assert np.angle(transmission) == pytest.approx(-2.47, abs=0.005)
     assert abs(transmission) ** 2 == pytest.approx(0.710, abs=0.001)
     seen = chip.transmission(at(), grid(4.0), grid(4.0))
