@@ -88,10 +88,12 @@ def check(
     known = load_beamline(beamline)
     with ExitStack() as stack:
         if sim is not None:
+            from bcmi_beamline.session import hush_channel_access
             from bcmi_beamline.sim.launch import SimulatedBeamline
 
             folder = stack.enter_context(tempfile.TemporaryDirectory())
             stack.enter_context(SimulatedBeamline(sim, known, data_dir=folder))
+            stack.callback(hush_channel_access)
         from bcmi_beamline.devices import make_devices
         from bcmi_beamline.devices.check import check_devices
 
@@ -114,7 +116,7 @@ def _show_findings(findings: list[Any], name: str, as_json: bool) -> None:
         colour = {"ok": "green", "differs": "yellow", "silent": "red"}[finding.verdict]
         remarks = "; ".join(finding.remarks) or finding.verdict
         table.add_row(finding.device, finding.pv, finding.value, f"[{colour}]{remarks}")
-    Console().print(table)
+    Console(emoji=False).print(table)  # a process variable like ring:current is no picture of one
     wrong = {v: sum(f.verdict == v for f in findings) for v in ("silent", "differs")}
     print(f"{len(findings)} looked at, {wrong['silent']} silent, {wrong['differs']} unexpected")
 

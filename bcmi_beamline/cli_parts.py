@@ -77,12 +77,13 @@ def shown(title: str) -> Iterator[Any]:
 def print_table(rows: dict[str, Any], title: str) -> None:
     """Print names and values on stdout, floats to four digits."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(title=title, show_header=False, title_justify="left")
     for key, value in rows.items():
-        table.add_row(str(key), f"{value:.4g}" if isinstance(value, float) else str(value))
-    Console().print(table)
+        table.add_row(escape(str(key)), f"{value:.4g}" if isinstance(value, float) else escape(str(value)))
+    Console(emoji=False).print(table)
 
 
 def atomically(path: Path, write) -> None:

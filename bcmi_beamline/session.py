@@ -31,7 +31,7 @@ from bcmi_beamline.config import Beamline, ConfigError, Preset, load_beamline, l
 if TYPE_CHECKING:
     from bluesky import RunEngine
 
-    from bcmi_beamline.data import Catalog, DocumentLog
+    from bcmi_beamline.data import Catalog, DiskWatch, DocumentLog
     from bcmi_beamline.devices import Devices
     from bcmi_beamline.sim.launch import SimulatedBeamline
 
@@ -128,6 +128,7 @@ class Session:
         devices: Devices,
         catalog: Catalog,
         log: DocumentLog,
+        disk: DiskWatch,
         twin: SimulatedBeamline | None,
         stack: ExitStack,
     ) -> None:
@@ -137,6 +138,7 @@ class Session:
         self.devices = devices
         self.catalog = catalog
         self.log = log
+        self.disk = disk
         self.twin = twin
         self._stack = stack
 
@@ -239,7 +241,7 @@ def _wire(source, beamline, directory, simulate, time_scale, connect_timeout_s, 
             SimulatedBeamline(preset, beamline=source, data_dir=frames, time_scale=time_scale)
         )
         # entered after the twin, so left before it: its going is no news to anybody
-        stack.callback(_hush_channel_access)
+        stack.callback(hush_channel_access)
 
     from bluesky import RunEngine
 
@@ -254,10 +256,25 @@ def _wire(source, beamline, directory, simulate, time_scale, connect_timeout_s, 
     RE.md["beamline"] = beamline.name
     RE.subscribe(log)  # first: what is on disk can always be replayed
     RE.subscribe(catalog.writer)
-    return Session(beamline, directory, RE, devices, catalog, log, twin, stack)
+    disk = _watch_disk(directory, devices)
+    RE.preprocessors.append(disk)
+    return Session(beamline, directory, RE, devices, catalog, log, disk, twin, stack)
 
 
-def _hush_channel_access() -> None:
+def _watch_disk(directory: Path, devices: Devices) -> DiskWatch:
+    """Watch the session's folder and the one that the detector writes into."""
+    from bcmi_beamline.data import DiskWatch
+    from bcmi_beamline.plans.dry_run import COMPRESSED
+
+    def folders() -> list[Path]:
+        return [directory, Path(str(devices.eiger.cam.file_path.get()))]
+
+    eiger = devices.beamline.eiger
+    frame_bytes = eiger.rows * eiger.columns * eiger.bit_depth / 8 * COMPRESSED
+    return DiskWatch(folders, frame_bytes, shutter=devices.shutter)
+
+
+def hush_channel_access() -> None:
     """Keep libca from printing that its server is gone while we stop that server ourselves."""
     import epics
 

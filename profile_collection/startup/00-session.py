@@ -1,10 +1,16 @@
 """Open the beamline that BCMI_BEAMLINE, BCMI_DIRECTORY and BCMI_SIM describe; closed when IPython leaves."""
 
 import atexit
+import sys
 
 from bcmi_beamline.session import session_from_environment
 
-session = session_from_environment()
+try:
+    session = session_from_environment()
+except Exception as error:
+    if "IPython" not in sys.modules or get_ipython() is None:
+        raise  # the queue server's worker reports it to whoever opens the environment
+    sys.exit(f"bcmi: {error}")
 atexit.register(session.close)
 RE = session.RE
 catalog = session.catalog.client
