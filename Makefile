@@ -2,13 +2,14 @@
 PYTHON ?= python3
 PRESET ?= small
 OUT ?= demo
+FILE ?= examples/night.py
 BIN := .venv/bin
 
-.PHONY: demo test lint clean help
+.PHONY: demo queue queue-lists rehearse test lint clean help
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -27,6 +28,16 @@ help:  ## list the targets
 
 demo: .venv/.run-ready  ## the whole experiment on the simulated beamline; report in demo/report.html
 	$(BIN)/bcmi demo --preset $(PRESET) --out $(OUT)
+
+queue: .venv/.run-ready  ## a queue of plans on the simulated beamline, until Ctrl-C
+	$(BIN)/bcmi queue serve --sim $(PRESET)
+
+queue-lists: .venv/.run-ready  ## write anew what the queue knows of plans and devices
+	BCMI_SIM=small BCMI_DIRECTORY=$$(mktemp -d) $(BIN)/qserver-list-plans-devices --device-max-depth 2 \
+		--startup-dir profile_collection/startup --file-dir profile_collection/startup
+
+rehearse: .venv/.run-ready  ## try a plan file on the simulated beamline: make rehearse FILE=examples/night.py
+	$(BIN)/bcmi rehearse $(FILE)
 
 test: .venv/.test-ready  ## every test: physics, Channel Access, one closed loop
 	$(BIN)/python -m pytest -n 2 --dist loadfile
