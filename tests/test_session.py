@@ -1,11 +1,14 @@
 """What a session keeps and reports, without a beamline."""
 
 import inspect
+import json
+from dataclasses import dataclass
 
+import numpy as np
 import pytest
 
 from bcmi_beamline.config import ConfigError
-from bcmi_beamline.session import RunProgress, StoredMetadata, bind_plans, list_plans
+from bcmi_beamline.session import RunProgress, StoredMetadata, bind_plans, list_plans, result_numbers
 
 
 def test_metadata_survives_the_session(tmp_path):
@@ -50,3 +53,24 @@ def test_bound_plans_lose_devices_and_keep_the_rest():
         names = list(inspect.signature(bound[name]).parameters)
         assert names == list(inspect.signature(plan).parameters)[1:]
         assert inspect.isgeneratorfunction(bound[name])
+
+
+@dataclass
+class Fit:
+    """A plan's result as plans return it."""
+
+    uid: str
+    peak_deg: float
+    error_deg: np.float64
+    uids: tuple[str, ...]
+    angles_deg: np.ndarray
+    counts: tuple[float, ...]
+    unknown: float = float("nan")
+
+
+def test_a_result_becomes_its_numbers_without_the_curves():
+    inner = Fit("a", 17.7, np.float64(0.01), ("b", "c"), np.arange(5.0), tuple(range(100)))
+    found = result_numbers({"first": inner, "second": None})
+    assert found == {"first": {"uid": "a", "peak_deg": 17.7, "error_deg": 0.01, "uids": ["b", "c"]}}
+    assert json.loads(json.dumps(found)) == found
+    assert result_numbers(None) is None
