@@ -157,9 +157,11 @@ def run_plan(
         claim_ports()  # libca reads its environment once, when the plans import ophyd
     function = find_plan(plan)
     values = parse_arguments(function, arguments or [])
+    from bcmi_beamline.plans import dry_run as rehearse
     from bcmi_beamline.session import open_session
 
     with open_session(beamline, directory, simulate=sim) as session:
+        session.disk.check(rehearse(function, session.beamline, **values).disk_bytes)
         with shown(function.__name__) as progress:
             result = session.run(function(session.devices, **values), progress)
         session.flush()

@@ -21,14 +21,17 @@ from bcmi_beamline.data.cxi import (
     write_reconstruction,
     write_rocking,
 )
+from bcmi_beamline.data.disk import DiskWatch, NoRoomError
 from bcmi_beamline.data.documents import DocumentLog, read_log, replay
 
 __all__ = [
     "BackgroundTiledWriter",
     "Catalog",
     "CatalogError",
+    "DiskWatch",
     "DocumentLog",
     "FileError",
+    "NoRoomError",
     "export",
     "load",
     "open_catalog",
