@@ -86,6 +86,7 @@ def install_displays(session: Session) -> None:
     """
     from bluesky.callbacks.best_effort import BestEffortCallback
     from bluesky_queueserver import is_re_worker_active
+    from IPython import get_ipython  # pyright: ignore[reportPrivateImportUsage]
 
     from bcmi_beamline.session import RunProgress
 
@@ -97,6 +98,8 @@ def install_displays(session: Session) -> None:
         line = ProgressLine()
         session.RE.waiting_hook = line  # pyright: ignore[reportAttributeAccessIssue]
         session.RE.subscribe(RunProgress(line.scan))
+    if (shell := get_ipython()) is not None:
+        install_representations(shell)
 
 
 def _has_window() -> bool:
@@ -127,8 +130,8 @@ def _shown(value: Any) -> str:
     return f"{value:>12.6g}" if isinstance(value, int | float) else f"{value!s:>12}"
 
 
-def install_representations(shell: Any, session: Session) -> None:
-    """Let IPython print devices as `describe` does; a session as what it is and holds.
+def install_representations(shell: Any) -> None:
+    """Let IPython print devices as `describe` does.
 
     Parameters
     ----------

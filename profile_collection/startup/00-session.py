@@ -3,13 +3,15 @@
 import atexit
 import sys
 
+from bluesky_queueserver import is_re_worker_active
+
 from bcmi_beamline.session import session_from_environment
 
 try:
     session = session_from_environment()
 except Exception as error:
-    if "IPython" not in sys.modules or get_ipython() is None:
-        raise  # the queue server's worker reports it to whoever opens the environment
+    if is_re_worker_active():
+        raise  # the worker reports it to whoever opens the environment
     sys.exit(f"bcmi: {error}")
 atexit.register(session.close)
 RE = session.RE
