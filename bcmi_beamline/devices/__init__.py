@@ -6,19 +6,26 @@ crystal or swept out of the diffracted beam, is refused here, where neither a pl
 ``mv`` gets round it.
 """
 
-from bcmi_beamline.devices.beam import Monitor, Shutter, ShutterError
+from bcmi_beamline.devices.beam import Filters, Monitor, Shutter, ShutterError, Slits
 from bcmi_beamline.devices.build import Devices, NotConnectedError, SampleStage, connect, make_devices
-from bcmi_beamline.devices.diffractometer import Diffractometer, nominal_setting
+from bcmi_beamline.devices.diffractometer import (
+    CompensatedRock,
+    Diffractometer,
+    carrier_turn,
+    nominal_setting,
+)
 from bcmi_beamline.devices.eiger import Eiger, EigerError, EigerPlan
 from bcmi_beamline.devices.motor import Motor, MoveError
 from bcmi_beamline.devices.nanogoniometer import Nanogoniometer
 
 __all__ = [
+    "CompensatedRock",
     "Devices",
     "Diffractometer",
     "Eiger",
     "EigerError",
     "EigerPlan",
+    "Filters",
     "Monitor",
     "Motor",
     "MoveError",
@@ -27,6 +34,8 @@ __all__ = [
     "SampleStage",
     "Shutter",
     "ShutterError",
+    "Slits",
+    "carrier_turn",
     "connect",
     "make_devices",
     "nominal_setting",

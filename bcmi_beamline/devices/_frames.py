@@ -75,14 +75,14 @@ class FrameStatistics:
         q = np.abs(np.arange(size) - size // 2)
         qy, qx = q[:, None], q[None, :]
         edge = min(HIGH_Q_PIXELS, 0.23 * size) if high_q_px is None else high_q_px
-        self._good, self._cutoff, self._invalid = good, cutoff, invalid
+        self._good, self.cutoff, self._invalid = good, cutoff, invalid
         self._far_x = (qx > edge) & (qx > 1.5 * qy)
         self._far_y = (qy > edge) & (qy > 1.5 * qx)
 
     def __call__(self, frame: np.ndarray) -> dict[str, float]:
         """Statistics of the window of one frame, uint32 (size, size)."""
         counting = self._good & (frame != self._invalid)
-        saturated = counting & (frame >= self._cutoff)
+        saturated = counting & (frame >= self.cutoff)
         counts = np.where(counting & ~saturated, frame, 0)
         total = int(counts.sum(dtype=np.int64))
         far_x = int(counts[self._far_x].sum(dtype=np.int64))

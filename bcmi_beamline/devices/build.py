@@ -5,13 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from ophyd import Device, EpicsSignalRO
 from ophyd import FormattedComponent as FCpt
+from ophyd.utils import LimitError
 
 from bcmi_beamline.config import Beamline, SampleStageConfig
-from bcmi_beamline.devices.beam import Monitor, Shutter
-from bcmi_beamline.devices.diffractometer import Diffractometer
+from bcmi_beamline.devices import guards
+from bcmi_beamline.devices.beam import Filters, Monitor, Shutter, Slits, make_filters, make_temperatures
+from bcmi_beamline.devices.diffractometer import CompensatedRock, Diffractometer
 from bcmi_beamline.devices.eiger import Eiger
 from bcmi_beamline.devices.motor import Motor
 from bcmi_beamline.devices.nanogoniometer import Nanogoniometer
@@ -22,15 +25,45 @@ class NotConnectedError(ConnectionError):
 
 
 class SampleStage(Device):
-    """Piezo stage that puts the crystal in the beam: x, y, z (laboratory frame), um."""
+    """Piezo stage that puts the crystal in the beam: x, y, z (laboratory frame), um.
+
+    Unless the modulator is out, it stays within ``modulator_reach_um`` of where it was as that came in.
+    """
 
     x = FCpt(Motor, "{self.prefix}{self.config.x.pv}")
     y = FCpt(Motor, "{self.prefix}{self.config.y.pv}")
     z = FCpt(Motor, "{self.prefix}{self.config.z.pv}")
 
-    def __init__(self, prefix: str, *, name: str, config: SampleStageConfig, **kwargs) -> None:
+    def __init__(
+        self,
+        prefix: str,
+        *,
+        name: str,
+        config: SampleStageConfig,
+        nanogoniometer: Nanogoniometer | None = None,
+        **kwargs,
+    ) -> None:
         self.config = config
+        self.nanogoniometer = nanogoniometer
+        self._home: dict[str, float] | None = None
         super().__init__(prefix, name=name, **kwargs)
+
+    def check_move(self, axis: str, position: float) -> None:
+        """Refuse to go to another crystal with the modulator in.
+
+        Raises
+        ------
+        LimitError
+            Says how far it would be and what to do first.
+        """
+        if self.nanogoniometer is None or self.nanogoniometer.is_out():
+            self._home = None
+            return
+        if self._home is None:
+            self._home = {name: float(getattr(self, name).position) for name in ("x", "y", "z")}
+        reason = guards.refuse_exchange(self.config.modulator_reach_um, axis, position, self._home[axis])
+        if reason:
+            raise LimitError(f"{getattr(self, axis).name}: {reason}")
 
 
 @dataclass(frozen=True)
@@ -45,6 +78,16 @@ class Devices:
     shutter: Shutter
     monitor: Monitor
     ring_current: EpicsSignalRO
+    rock_with_modulator: Any
+    """Rocks the crystal with the modulator in: the circle itself where it leaves the modulator still, else a
+    `CompensatedRock`."""
+    slits: Slits | None = None
+    energy: Motor | None = None
+    """Of the monochromator, keV."""
+    focus: Motor | None = None
+    """Place of the lenses along the beam, mm."""
+    filters: Filters | None = None
+    temperatures: Device | None = None
 
     def all(self) -> tuple:
         """Every device, detectors and shutter last."""
@@ -52,11 +95,16 @@ class Devices:
             self.nanogoniometer,
             self.diffractometer,
             self.sample_stage,
-            self.ring_current,
+            *self.conditions(),
             self.monitor,
             self.eiger,
             self.shutter,
         )
+
+    def conditions(self) -> tuple:
+        """What is recorded before and after every run."""
+        chosen = (self.ring_current, self.energy, self.slits, self.focus, self.filters, self.temperatures)
+        return tuple(device for device in chosen if device is not None)
 
 
 def make_devices(beamline: Beamline, prefix: str | None = None) -> Devices:
@@ -71,23 +119,49 @@ def make_devices(beamline: Beamline, prefix: str | None = None) -> Devices:
     """
     pre = beamline.prefix if prefix is None else prefix
     nanogoniometer = Nanogoniometer(pre, name="nanogoniometer", config=beamline.nanogoniometer)
+    mono, focus = beamline.monochromator, beamline.focus
+    energy = Motor(pre + mono.energy.pv, axis=mono.energy, name="energy") if mono else None
+
+    def energy_ev() -> float:
+        return beamline.energy_ev if energy is None else energy.position * 1e3
+
     diffractometer = Diffractometer(
-        pre, name="diffractometer", beamline=beamline, nanogoniometer=nanogoniometer
+        pre, name="diffractometer", beamline=beamline, nanogoniometer=nanogoniometer, energy_ev=energy_ev
     )
     nanogoniometer.diffractometer = diffractometer
+    carries = beamline.rocking_circle in guards.CARRIES_MODULATOR
     return Devices(
         beamline=beamline,
         nanogoniometer=nanogoniometer,
         diffractometer=diffractometer,
-        sample_stage=SampleStage(pre, name="sample_stage", config=beamline.sample_stage),
+        sample_stage=SampleStage(
+            pre, name="sample_stage", config=beamline.sample_stage, nanogoniometer=nanogoniometer
+        ),
         eiger=Eiger(pre + beamline.eiger.prefix, name="eiger", config=beamline.eiger),
         shutter=Shutter(pre + beamline.shutter_pv, name="shutter"),
         monitor=Monitor(pre + beamline.monitor_pv, name="monitor"),
         ring_current=EpicsSignalRO(pre + beamline.ring_current_pv, name="ring_current", auto_monitor=True),
+        rock_with_modulator=(
+            CompensatedRock("rock_with_modulator", diffractometer) if carries else diffractometer.rock
+        ),
+        slits=Slits(pre, name="slits", config=beamline.slits) if beamline.slits else None,
+        energy=energy,
+        focus=Motor(pre + focus.z.pv, axis=focus.z, name="focus") if focus else None,
+        filters=(
+            make_filters(pre, name="filters", config=beamline.filters, energy_ev=energy_ev)
+            if beamline.filters
+            else None
+        ),
+        temperatures=(
+            make_temperatures(pre, name="temperatures", config=beamline.temperatures)
+            if beamline.temperatures
+            else None
+        ),
     )
 
 
-def _signals(device) -> Iterator:
+def signals_of(device) -> Iterator:
+    """Every signal of a device, or the device itself where it is one."""
     if isinstance(device, Device):
         for walk in device.walk_signals():
             yield walk.item
@@ -99,12 +173,24 @@ def _silent_pvs(device) -> list[str]:
     """Process variables of a device that are not connected."""
     pvs = [
         pv
-        for signal in _signals(device)
-        if not signal.connected
+        for signal in signals_of(device)
+        if not signal.connected and hasattr(signal, "_read_pv")
         for pv in (signal._read_pv, getattr(signal, "_write_pv", None))
         if pv is not None and not pv.connected
     ]
     return list(dict.fromkeys(pv.pvname for pv in pvs))
+
+
+def _by_record(pvs: list[str]) -> list[str]:
+    """The same with the fields of one record, where there are several, as one entry."""
+    fields: dict[str, list[str]] = {}
+    for pv in pvs:
+        record, _, field = pv.partition(".")
+        fields.setdefault(record, []).append(field)
+    return [
+        f"{record} ({len(names)} fields)" if len(names) > 1 else f"{record}.{names[0]}".rstrip(".")
+        for record, names in fields.items()
+    ]
 
 
 def connect(devices: Devices, timeout: float = 5.0) -> Devices:
@@ -122,7 +208,7 @@ def connect(devices: Devices, timeout: float = 5.0) -> Devices:
     NotConnectedError
         One message that names each process variable without an answer.
     """
-    waiting = [signal for device in devices.all() for signal in _signals(device)]
+    waiting = [signal for device in devices.all() for signal in signals_of(device)]
     deadline = time.monotonic() + timeout
     while waiting and time.monotonic() < deadline:
         still = [signal for signal in waiting if not signal.connected]
@@ -131,11 +217,11 @@ def connect(devices: Devices, timeout: float = 5.0) -> Devices:
         time.sleep(0.02)
     silent = {device.name: pvs for device in devices.all() if (pvs := _silent_pvs(device))}
     if silent:
-        lines = "\n".join(f"  {name}: {', '.join(pvs)}" for name, pvs in silent.items())
+        lines = "\n".join(f"  {name}: {', '.join(_by_record(pvs))}" for name, pvs in silent.items())
         total = sum(map(len, silent.values()))
         raise NotConnectedError(
             f"{total} process variables of {devices.beamline.name} did not answer within {timeout:g} s; "
-            f"is the IOC running and EPICS_CA_ADDR_LIST right?\n{lines}"
+            f"is the IOC running and EPICS_CA_ADDR_LIST right? (bcmi check looks at each)\n{lines}"
         )
     for device in devices.all():
         device.wait_for_connection(timeout=timeout)

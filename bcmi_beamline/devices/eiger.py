@@ -1,7 +1,8 @@
-"""The Eiger-2M: armed once for a run, triggered point by point, its files announced as they grow."""
+"""The Eiger-2M: armed once for a run, triggered point by point or flying, its files told as they grow."""
 
 from __future__ import annotations
 
+import logging
 import time
 import uuid
 from collections import deque
@@ -10,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
+from typing import Literal
 
 from ophyd import Component as Cpt
 from ophyd import Device, EpicsSignal, EpicsSignalRO
@@ -19,6 +21,8 @@ from ophyd.utils import DisconnectedError
 
 from bcmi_beamline.config import EigerConfig
 from bcmi_beamline.devices._frames import DATASET, FrameReader, FrameStatistics, Window
+
+log = logging.getLogger(__name__)
 
 SETTING_TIMEOUT_S = 5.0
 ARMING_TIMEOUT_S = 60.0
@@ -31,7 +35,22 @@ _SCALARS = {  # name: (dtype, dtype_numpy)
     "high_q_x": ("number", "<f8"),
     "high_q_y": ("number", "<f8"),
     "saturated": ("integer", "<i8"),
+    "warning": ("integer", "<i8"),
     "frame": ("integer", "<i8"),
+}
+
+
+COUNT_RATE_WARNING = 0.5
+"""Share of the count cutoff from which the correction for the count rate is doubted."""
+
+CLEAN, COUNT_RATE, SATURATED = 0, 1, 2
+"""``eiger_warning``: nothing to say; a pixel counts near its limit; a pixel is at its limit."""
+
+Mode = Literal["step", "burst", "external"]
+_TRIGGER_MODES: dict[Mode, str] = {
+    "step": "Internal Series",
+    "burst": "Internal Series",
+    "external": "External Series",
 }
 
 
@@ -46,9 +65,14 @@ class EigerPlan:
     Parameters
     ----------
     frames : int
-        Triggers of one arming. More than these arm it again; fewer leave a short last file.
+        Of one arming. More triggers than these arm it again; fewer leave a short last file.
     exposure_s : float
         Seconds per frame.
+    mode : {"step", "burst", "external"}
+        One frame per trigger of the plan; all frames after one trigger, timed by the detector; one frame per
+        hardware trigger. The last two fly: kickoff, collect, complete.
+    period_s : float, optional
+        From frame to frame of a burst, s; the exposure where absent.
     window : int, optional
         Edge in pixels of the square around the beam that the statistics of each frame see; by default as
         large as fits the detector.
@@ -62,6 +86,8 @@ class EigerPlan:
 
     frames: int = 1000
     exposure_s: float = 1.0
+    mode: Mode = "step"
+    period_s: float | None = None
     window: int | None = None
     row: int | None = None
     column: int | None = None
@@ -72,6 +98,11 @@ class EigerPlan:
         if self.frames < 1 or not self.exposure_s > 0:
             raise ValueError(
                 f"frames ({self.frames}) and exposure_s ({self.exposure_s}) of an EigerPlan must be positive"
+            )
+        if self.mode not in _TRIGGER_MODES or (self.period_s or self.exposure_s) < self.exposure_s:
+            raise ValueError(
+                f"mode ({self.mode!r}) of an EigerPlan is one of {', '.join(_TRIGGER_MODES)}, period_s "
+                f"({self.period_s}) at least exposure_s ({self.exposure_s})"
             )
 
 
@@ -89,6 +120,7 @@ class EigerCam(Device):
     error = Cpt(EpicsSignalRO, "Error_RBV", string=True, kind="omitted")
 
     acquire_time = Cpt(EpicsSignalWithRBV, "AcquireTime", kind="config")
+    acquire_period = Cpt(EpicsSignalWithRBV, "AcquirePeriod", kind="config")
     trigger_mode = Cpt(EpicsSignalWithRBV, "TriggerMode", string=True, kind="config")
     manual_trigger = Cpt(EpicsSignalWithRBV, "ManualTrigger", kind="config")
     num_images = Cpt(EpicsSignalWithRBV, "NumImages", kind="config")
@@ -100,6 +132,7 @@ class EigerCam(Device):
     save_files = Cpt(EpicsSignalWithRBV, "SaveFiles", kind="omitted")
     file_path = Cpt(EpicsSignalWithRBV, "FilePath", string=True, kind="omitted")
     sequence_id = Cpt(EpicsSignalRO, "SequenceId", kind="omitted")
+    num_captured = Cpt(EpicsSignalRO, "NumCaptured_RBV", kind="omitted", auto_monitor=True)
 
     count_cutoff = Cpt(EpicsSignalRO, "CountCutoff_RBV", kind="config")
     bit_depth = Cpt(EpicsSignalRO, "BitDepthImage_RBV", kind="config")
@@ -121,8 +154,13 @@ class Eiger(Device):
     - ``eiger_total``, ``eiger_max``: counts, gaps and saturated pixels left out
     - ``eiger_high_q_x``, ``eiger_high_q_y``: share of the counts far from the beam, along columns and rows
     - ``eiger_saturated``: pixels at the count cutoff
+    - ``eiger_warning``: 2 where there are any, 1 where a pixel counts more than half of it (rate correction
+      is large there), else 0; the first of each kind in a run is logged as a warning
     - ``eiger_frame``: row of ``eiger_image`` this event belongs to. A point that a pause interrupted is taken
       again, so there may be more frames than events.
+
+    In the modes "burst" and "external" it flies: `kickoff` starts the frames, ``collect`` tells of those on
+    disk, `complete` ends when the last one is. There are no events then; `flagged` holds the warnings.
 
     Parameters
     ----------
@@ -146,6 +184,9 @@ class Eiger(Device):
         self._cancelled = Event()
         self._reading: dict[str, dict] = {}
         self._frames = self._frames_in_series = 0
+        self._flight: DeviceStatus | None = None
+        self.flagged: dict[int, int] = {}
+        """Frames with a warning since it was staged: number and ``eiger_warning``."""
         super().__init__(prefix, name=name, **kwargs)
 
     @property
@@ -196,7 +237,8 @@ class Eiger(Device):
         staged = super().stage()
         try:
             self._cancelled.clear()
-            self._frames, self._reading = 0, {}
+            self._frames, self._reading, self._flight = 0, {}, None
+            self.flagged = {}
             self._documents.clear()
             self._resources.clear()
             self._apply_settings()
@@ -217,22 +259,24 @@ class Eiger(Device):
         cam, plan = self.cam, self._plan
         if int(cam.armed.get()):
             self._disarm()
+        burst = plan.mode == "burst"
         settings = [
-            (cam.trigger_mode, "Internal Series"),
+            (cam.trigger_mode, _TRIGGER_MODES[plan.mode]),
             (cam.manual_trigger, 1),
             (cam.acquire_time, plan.exposure_s),
-            (cam.num_images, 1),
-            (cam.num_triggers, plan.frames),
+            (cam.acquire_period, max(plan.exposure_s, plan.period_s or 0.0)),
+            (cam.num_images, plan.frames if burst else 1),
+            (cam.num_triggers, 1 if burst else plan.frames),
             (cam.fw_enable, 1),
             (cam.save_files, 1),
             (cam.fw_name_pattern, f"bcmi_{uuid.uuid4().hex[:12]}_$id"),
         ]
         if plan.directory is not None:
             settings.append((cam.file_path, plan.directory.rstrip("/") + "/"))  # as the driver ends it
+        before = [(signal, signal.get()) for signal, _ in settings]  # of all: one setting may drag another
+        self._restore = before
         for signal, value in settings:
-            before = signal.get()
-            if before != value:
-                self._restore.append((signal, before))
+            if signal.get() != value:
                 self._set(signal, value)
 
     def _set(self, signal: EpicsSignal, value) -> None:
@@ -279,7 +323,9 @@ class Eiger(Device):
                 if int(self.cam.armed.get()):
                     self._disarm()
                 while self._restore:
-                    self._set(*self._restore.pop())
+                    signal, value = self._restore.pop()
+                    if signal.get() != value:
+                        self._set(signal, value)
         finally:
             if self._worker is not None:
                 self._worker.shutdown(wait=True, cancel_futures=True)
@@ -287,6 +333,20 @@ class Eiger(Device):
             self._reader.close()
             staged = super().unstage()
         return staged
+
+    def pause(self) -> None:
+        """Nothing: an armed detector waits for its next trigger as long as it takes."""
+
+    def resume(self) -> None:
+        """Arm again if somebody has disarmed it during the pause.
+
+        Raises
+        ------
+        EigerError
+            When it does not arm.
+        """
+        if self._worker is not None and self._plan.mode == "step" and not int(self.cam.armed.get()):
+            self._arm()
 
     # -- frames -----------------------------------------------------------------------------------
     def trigger(self) -> DeviceStatus:
@@ -301,6 +361,8 @@ class Eiger(Device):
         """
         if self._worker is None:
             raise EigerError(f"{self.name}: stage it before triggering")
+        if self._plan.mode != "step":
+            raise EigerError(f"{self.name}: armed to fly ({self._plan.mode}); kick it off, do not trigger it")
         limit = self._plan.exposure_s + READOUT_TIMEOUT_S
         status = DeviceStatus(self, timeout=3 * limit + ARMING_TIMEOUT_S)
         self._worker.submit(self._expose, status, limit)
@@ -336,6 +398,69 @@ class Eiger(Device):
         if _text(self.cam.state) == "error":
             raise self._error(f"frame {self._frames} was not taken")
 
+    # -- flying -----------------------------------------------------------------------------------
+    def kickoff(self) -> DeviceStatus:
+        """Start a burst, or begin to watch for frames of external triggers.
+
+        Raises
+        ------
+        EigerError
+            When it is not staged for one of these modes.
+        """
+        if self._worker is None or self._plan.mode == "step" or self._flight is not None:
+            raise EigerError(f"{self.name}: stage it with mode 'burst' or 'external' before each flight")
+        if self._plan.mode == "burst":
+            self.cam.trigger_button.put(1, wait=False)
+        self._flight = DeviceStatus(self)
+        self._worker.submit(self._fly, self._flight)
+        started = DeviceStatus(self)
+        started.set_finished()
+        return started
+
+    def _fly(self, status: DeviceStatus) -> None:
+        """Take note of frames as they are written (in the worker thread)."""
+        patience = max(self._plan.exposure_s, self._plan.period_s or 0.0) + READOUT_TIMEOUT_S
+        deadline = time.monotonic() + patience
+        try:
+            while self._frames < self._plan.frames:
+                if self._frames < int(self.cam.num_captured.get()):
+                    self._take_note()
+                    deadline = time.monotonic() + patience
+                    continue
+                self._check_flight(deadline, patience)
+                time.sleep(0.002)
+        except Exception as error:
+            _end(status, error)
+        else:
+            _end(status)
+
+    def _check_flight(self, deadline: float, patience: float) -> None:
+        """Raise when no frame is to be expected any more."""
+        done = f"{self._frames} of {self._plan.frames} frames are on disk"
+        if self._cancelled.is_set():
+            raise EigerError(f"{self.name}: unstaged when {done}")
+        if time.monotonic() > deadline:
+            raise self._error(f"{self.cam.num_captured.pvname} stood still for {patience:.0f} s, {done}")
+        written = int(self.cam.num_captured.get(use_monitor=False))
+        if self._frames >= written and not int(self.cam.armed.get()):
+            raise self._error(f"{self.cam.armed.pvname} is 0, {done}")
+
+    def complete(self) -> DeviceStatus:
+        """Done when the last frame is on disk.
+
+        Raises
+        ------
+        EigerError
+            When it was not kicked off.
+        """
+        if self._flight is None:
+            raise EigerError(f"{self.name}: kick it off before completing")
+        return self._flight
+
+    def describe_collect(self) -> dict[str, dict]:
+        """Data key of the frames of a flight."""
+        return {self.image_key: self.describe()[self.image_key]}
+
     def _take_note(self) -> None:
         """Read the frame just written, put it in numbers, queue its documents."""
         number, row = divmod(self._frames_in_series, self._images_per_file)
@@ -346,10 +471,32 @@ class Eiger(Device):
             raise self._error(str(error)) from None
         now = time.time()
         numbers = {**self._statistics(counts), "frame": self._frames}
+        numbers["warning"] = self._judge(numbers)
         self._reading = {f"{self.name}_{k}": {"value": v, "timestamp": now} for k, v in numbers.items()}
         self._announce(path, row)
         self._frames += 1
         self._frames_in_series += 1
+
+    def _judge(self, numbers: dict[str, float]) -> int:
+        """Whether a frame's counts can be trusted; warns of the first that cannot."""
+        warning = CLEAN
+        if numbers["saturated"]:
+            warning = SATURATED
+        elif numbers["max"] > COUNT_RATE_WARNING * self._statistics.cutoff:
+            warning = COUNT_RATE
+        if warning and warning not in self.flagged.values():
+            what = (
+                f"{numbers['saturated']} pixels saturated"
+                if warning == SATURATED
+                else f"{numbers['max']} counts in a pixel, more than {COUNT_RATE_WARNING:.0%} of the cutoff"
+            )
+            log.warning(
+                "%s: frame %d: %s (cutoff %d in %g s): put in a filter or expose shorter",
+                self.name, self._frames, what, self._statistics.cutoff, self._plan.exposure_s,
+            )  # fmt: skip
+        if warning:
+            self.flagged[self._frames] = warning
+        return warning
 
     def _announce(self, path: Path, row: int) -> None:
         resource = self._resources.get(path)
@@ -382,9 +529,23 @@ class Eiger(Device):
         return self._frames
 
     def collect_asset_docs(self, index: int | None = None) -> Iterator[tuple[str, dict]]:
-        """Documents of frames on disk that have not been told yet; indices count within a file."""
+        """Documents of frames on disk that have not been told yet; indices count within a file.
+
+        Of a flight one datum at a time, as many frames of one file as there are: bluesky counts so.
+        """
         while self._documents:
-            yield self._documents.popleft()
+            name, document = self._documents.popleft()
+            if name == "stream_datum" and self._flight is not None:
+                yield name, self._with_following(document)
+                return
+            yield name, document
+
+    def _with_following(self, datum: dict) -> dict:
+        """A datum and those queued behind it of the same file, as one."""
+        while self._documents and self._documents[0][1].get("stream_resource") == datum["stream_resource"]:
+            following = self._documents.popleft()[1]
+            datum["indices"]["stop"] = following["indices"]["stop"]
+        return datum
 
     def describe(self) -> dict[str, dict]:
         """Data keys: the frames, kept outside the events, and their statistics."""

@@ -4,20 +4,50 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from ophyd import Device
+import numpy as np
+from ophyd import Component as Cpt
+from ophyd import Device, Signal
 from ophyd import FormattedComponent as FCpt
 from ophyd.utils import LimitError
 
 from bcmi_beamline.config import NanogoniometerConfig
-from bcmi_beamline.devices import pose_math
+from bcmi_beamline.devices import guards, pose_math
 from bcmi_beamline.devices.motor import Motor
 
 if TYPE_CHECKING:
     from bcmi_beamline.devices.diffractometer import Diffractometer
 
 Place = Literal["in", "out", "park"]
+
+
+PIVOT_REACH_UM = 1000.0
+"""A pivot further from the survey than this is a mistake; the guard stands on it."""
+
+
+class Pivot(Signal):
+    """Point about which the tilts turn, (3,), um; starts as surveyed."""
+
+    def __init__(self, *args, parent: Nanogoniometer, **kwargs) -> None:
+        kwargs["value"] = np.array(parent.config.pivot_um, float)
+        super().__init__(*args, parent=parent, **kwargs)
+
+    def check_value(self, value) -> None:
+        """Refuse what is no point, or lies far from the survey.
+
+        Raises
+        ------
+        LimitError
+            With both points.
+        """
+        assert isinstance(self.parent, Nanogoniometer)
+        surveyed, new = np.array(self.parent.config.pivot_um), np.asarray(value, float)
+        if new.shape != (3,) or not np.abs(new - surveyed).max() <= PIVOT_REACH_UM:
+            raise LimitError(
+                f"{self.name}: {new.tolist()} um is not within {PIVOT_REACH_UM:g} um of the surveyed "
+                f"{surveyed.tolist()}: survey it again and correct nanogoniometer.pivot_um"
+            )
 
 
 class Nanogoniometer(Device):
@@ -39,12 +69,19 @@ class Nanogoniometer(Device):
     z = FCpt(Motor, "{self.prefix}{self.config.z.pv}")
     mchi = FCpt(Motor, "{self.prefix}{self.config.mchi.pv}")
     mphi = FCpt(Motor, "{self.prefix}{self.config.mphi.pv}")
+    pivot = Cpt(Pivot, kind="config")
 
     def __init__(self, prefix: str, *, name: str, config: NanogoniometerConfig, **kwargs) -> None:
         self.config = config
         self.diffractometer: Diffractometer | None = None
         """Kept at the Bragg setting while the modulator is inserted; set where both are made."""
         super().__init__(prefix, name=name, **kwargs)
+
+    @property
+    def pivot_um(self) -> tuple[float, float, float]:
+        """Point about which the tilts turn: as surveyed, until `pivot` is set to a calibrated one."""
+        point: Any = self.pivot.get()
+        return float(point[0]), float(point[1]), float(point[2])
 
     # -- where it is ------------------------------------------------------------------------------
     def where(self) -> dict[str, float]:
@@ -58,29 +95,26 @@ class Nanogoniometer(Device):
             (at["x"], at["y"], at["z"]),
             at["mchi"],
             at["mphi"],
-            self.config.pivot_um,
+            self.pivot_um,
             self.config.distance_at_z0_um,
         )
 
+    def spans(self) -> dict[str, tuple[float, float]]:
+        """Extremes between which each axis is or is about to be."""
+        return {axis: getattr(self, axis).span for axis in pose_math.AXES}
+
     def is_at(self, place: Place) -> bool:
         """Whether every axis of a named position is there, by readback and by setpoint."""
-        for axis, value in self.config.positions[place].items():
-            motor: Motor = getattr(self, axis)
-            low, high = motor.span
-            if max(abs(low - value), abs(high - value)) > 10 * motor.axis.tolerance:
-                return False
-        return True
+        return guards.is_at(self.config, self.config.positions[place], self.spans())
 
     def is_out(self) -> bool:
         """Whether it rests at the position "out" or "park": anywhere else it may be in the way."""
-        return any(self.is_at(place) for place in ("out", "park") if place in self.config.positions)
+        return guards.is_out(self.config, self.spans())
 
     def is_in(self) -> bool:
         """Whether the beam meets the membrane nearer to where it does at "in" than to where at "out"."""
         t = self.where()
-        spot, _ = pose_math.beam_on_membrane(
-            (t["x"], t["y"], t["z"]), t["mchi"], t["mphi"], self.config.pivot_um
-        )
+        spot, _ = pose_math.beam_on_membrane((t["x"], t["y"], t["z"]), t["mchi"], t["mphi"], self.pivot_um)
         near, far = (self.place(place) for place in ("in", "out"))
 
         def miss(place: dict[str, float]) -> float:
@@ -90,48 +124,24 @@ class Nanogoniometer(Device):
 
     # -- where it may go --------------------------------------------------------------------------
     def check_move(self, axis: str, position: float) -> None:
-        """Refuse a target of one axis that could bring the modulator inside the stand-off.
+        """Refuse a target that could bring the modulator inside the stand-off, or in at the wrong time.
 
-        Where it is inside already, only moves that take it away pass.
+        Where it is inside already, only moves that take it away pass. It stays "out" while the circles are
+        away from the Bragg setting.
 
         Raises
         ------
         LimitError
             Says how close it would come and what to do first.
         """
-        spans = {name: getattr(self, name).span for name in ("z", "mchi", "mphi")}
-        if axis in spans:
-            spans[axis] = (*spans[axis], position)
-        model = (self.config.pivot_um, self.config.distance_at_z0_um)
-        closest = pose_math.least_clearance(spans["z"], spans["mchi"], spans["mphi"], *model)
-        missing = self.config.stand_off_um - closest
-        if missing > 0:
-            now = self.where()
-            if closest < pose_math.clearance(now["z"], now["mchi"], now["mphi"], *model) - 1e-3:
-                raise LimitError(self._refusal(axis, position, closest, min(spans["z"]) + missing))
-        if self.is_out():
-            self._check_insertion(axis, position)
-
-    def _refusal(self, axis: str, position: float, closest: float, z_needed: float) -> str:
-        unit = getattr(self.config, axis).unit
-        if axis == "z":
-            mend = f"at these tilts z must stay at or above {z_needed:.1f} um"
-        else:
-            mend = f"move z to at least {z_needed:.1f} um first, and wait for it"
-        return (
-            f"{self.name}_{axis}: {position:g} {unit} could bring the modulator to {closest:.0f} um from the "
-            f"crystal, inside the stand-off of {self.config.stand_off_um:g} um: {mend}"
-        )
-
-    def _check_insertion(self, axis: str, position: float) -> None:
-        """Refuse to leave "out" while the circles are away from the Bragg setting."""
         motor: Motor = getattr(self, axis)
-        strays = self.diffractometer.strays() if self.diffractometer is not None else []
-        if strays and abs(position - motor.position) > 10 * motor.axis.tolerance:
-            raise LimitError(
-                f"{self.name}_{axis}: the modulator stays out while {', '.join(strays)}: "
-                "bring the diffractometer to the Bragg setting first"
-            )
+        spans = self.spans()
+        reason = guards.refuse_modulator(self.config, self.pivot_um, spans, self.where(), axis, position)
+        leaves = abs(position - motor.position) > guards.AT_PLACE * motor.axis.tolerance
+        if reason is None and leaves and self.diffractometer and guards.is_out(self.config, spans):
+            reason = guards.refuse_insertion(self.diffractometer.strays())
+        if reason:
+            raise LimitError(f"{motor.name}: {reason}")
 
     # -- how to get there -------------------------------------------------------------------------
     def pivot_compensation(
@@ -147,7 +157,7 @@ class Nanogoniometer(Device):
 
         `x`, `y`, `z` hold at the tilts `from_tilt`; see `pose_math.pivot_compensation`. Moves nothing.
         """
-        return pose_math.pivot_compensation(mchi, mphi, x, y, z, self.config.pivot_um, from_tilt)
+        return pose_math.pivot_compensation(mchi, mphi, x, y, z, self.pivot_um, from_tilt)
 
     def place(self, name: Place) -> dict[str, float]:
         """Axes and targets of a named position.

@@ -7,7 +7,7 @@ A point at stage coordinates p stands at ``R (p + t - c) + c``: t the translatio
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -93,6 +93,42 @@ def pivot_compensation(
     lever = np.array([0, 0, height]) - c
     x, y, z = np.array([x, y, z]) + (tilt_matrix(mchi, mphi).T - tilt_matrix(*from_tilt).T) @ lever
     return float(x), float(y), float(z)
+
+
+def carried(
+    pose: Mapping[str, float], turn: np.ndarray, pivot, distance_at_z0_um: float = 0.0
+) -> dict[str, float]:
+    """Pose that keeps the modulator where it is while what carries it turns about the crystal.
+
+    With ``C`` the turn of the carrier, a point of the stage stands at ``C (R (p + t - c) + c + d)``, ``d``
+    the origin seen from the crystal. The membrane's normal and its point on the beam are kept exactly;
+    two tilts leave a turn of the membrane in its own plane, of the product of turn and tilt (0.15 mrad for
+    half a degree at a tilt of one).
+
+    Parameters
+    ----------
+    pose : mapping
+        x, y, z (um), mchi, mphi (deg) before the carrier turns.
+    turn : ndarray, (3, 3)
+        Rotation of the carrier about the crystal in the frame (x', y', z').
+    pivot : array_like, (3,)
+        um.
+
+    Returns
+    -------
+    dict
+        The five readings that keep it there.
+    """
+    c, d = np.asarray(pivot, float), np.array([0.0, 0.0, distance_at_z0_um])
+    t = np.array([pose[axis] for axis in AXES[:3]])
+    before = tilt_matrix(pose["mchi"], pose["mphi"])
+    spot, height = beam_on_membrane(t, pose["mchi"], pose["mphi"], c)
+    normal = turn.T @ before[:, 2]
+    mchi = float(np.rad2deg(-np.arcsin(normal[1])))
+    mphi = float(np.rad2deg(np.arctan2(normal[0], normal[2])))
+    stands = turn.T @ (np.array([0, 0, height]) + d) - d
+    x, y, z = tilt_matrix(mchi, mphi).T @ (stands - c) + c - spot
+    return {"x": float(x), "y": float(y), "z": float(z), "mchi": mchi, "mphi": mphi}
 
 
 def clearance(z, mchi, mphi, pivot, distance_at_z0_um: float = 0.0):

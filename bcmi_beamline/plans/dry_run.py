@@ -99,7 +99,7 @@ def stand_in_devices(beamline: Beamline) -> Any:
     )
 
 
-class _Walker:
+class Rehearsal:
     """Follows messages, keeping time and positions; answers like an ideal beamline."""
 
     def __init__(self, beamline: Beamline, start: Mapping[str, float] | None) -> None:
@@ -269,7 +269,7 @@ def dry_run(
     >>> dry_run(rocking_scan, load_beamline(), exposure_s=1.0).frames
     201
     """
-    walker = _Walker(beamline, start)
+    walker = Rehearsal(beamline, start)
     result = None
     try:
         messages = plan(stand_in_devices(beamline), **arguments)

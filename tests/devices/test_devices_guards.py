@@ -11,6 +11,7 @@ from ophyd.utils import LimitError
 
 from bcmi_beamline.config import Beamline, load_beamline
 from bcmi_beamline.devices import Diffractometer, Nanogoniometer, nominal_setting, pose_math
+from bcmi_beamline.devices.guards import CIRCLES
 from bcmi_beamline.devices.motor import Motor, Setpoint
 
 SHIPPED = load_beamline("sim-id01")
@@ -59,8 +60,9 @@ def pair(beamline: Beamline):
     )
     nano.diffractometer = huber
     for device in (nano, huber):
-        for axis in device.component_names:
-            wake(getattr(device, axis))
+        for axis in (*pose_math.AXES, *CIRCLES):
+            if axis in device.component_names:
+                wake(getattr(device, axis))
     for circle, value in huber.nominal_deg.items():
         put_at(getattr(huber, circle), value)
     place(nano, **nano.place("park"))

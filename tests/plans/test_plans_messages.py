@@ -27,7 +27,7 @@ from bcmi_beamline.plans import (
     rocking_scan,
     z_walk,
 )
-from bcmi_beamline.plans.dry_run import _Walker, stand_in_devices
+from bcmi_beamline.plans.dry_run import Rehearsal, stand_in_devices
 from bcmi_beamline.plans.modulator import tilted, where_is
 from bcmi_beamline.plans.preprocessors import measure
 
@@ -41,7 +41,7 @@ class Bench:
 
     def __init__(self, beamline=BEAMLINE, **start):
         self.devices = stand_in_devices(beamline)
-        self.walker = _Walker(beamline, start)
+        self.walker = Rehearsal(beamline, start)
         self.engine = RunEngineSimulator()
         self.messages = []
         self.engine.add_handler(ANSWERED, self.walker)
