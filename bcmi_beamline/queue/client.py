@@ -118,13 +118,19 @@ class QueueClient:
 
     def abort(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
         """Abort the running plan now; its clean-up leaves the hardware safe, and the queue stops."""
+        deadline = time.monotonic() + timeout_s
         with self._explained():
-            if self._api.status(reload=True)["manager_state"] != "paused":
-                self._api.re_pause(option="immediate")
-                self._api.wait_for_idle_or_paused(timeout=timeout_s)
-            if self._api.status(reload=True)["manager_state"] == "paused":
+            while (state := self.status())["manager_state"] not in ("idle", "paused"):
+                if state["re_state"] == "running":
+                    self._api.re_pause(option="immediate")
+                    self._api.wait_for_idle_or_paused(timeout=timeout_s)
+                elif time.monotonic() > deadline:
+                    raise QueueError(f"the running plan cannot be aborted; see {self._log}")
+                else:
+                    time.sleep(0.1)  # between two plans, or before the first
+            if state["manager_state"] == "paused":
                 self._api.re_abort()
-            self._api.wait_for_idle(timeout=timeout_s)
+                self._api.wait_for_idle(timeout=timeout_s)
 
     def recover(self) -> None:
         """Forget a worker that has died or hangs; the queue is kept, the broken-off plan back in it."""

@@ -106,7 +106,9 @@ class QueueService:
             environment |= {name: value for name, value in os.environ.items() if name.startswith("EPICS_")}
         control, info = (f"tcp://127.0.0.1:{_free_port()}" for _ in range(2))
         self._start_manager(self._start_redis(), control, info, environment)
+        ports = {name: value for name, value in environment.items() if name.startswith("EPICS_")}
         state = {"pid": os.getpid(), "control": control, "info": info, "log": str(self.log)}
+        state |= {"channel_access": ports}  # for clients that look at the same beamline
         beside = self.state_file.with_suffix(".part")
         beside.write_text(json.dumps(state, indent=1) + "\n")
         beside.replace(self.state_file)
