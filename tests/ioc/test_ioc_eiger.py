@@ -174,17 +174,54 @@ def test_internal_series_runs_by_itself_and_acquire_completes_with_it(cam, tmp_p
     assert len(frames_of(cam, tmp_path)) == 4
 
 
+@pytest.fixture
+def source(beamline):
+    """The source of external pulses, as a client sees it."""
+    source = Cam(f"{beamline.prefix}Sim:ExternalTrigger")
+    yield source
+    source[":Arm"] = 0
+    source[":Width"] = 0.1
+
+
 @pytest.mark.parametrize(("mode", "images"), [("External Series", 2), ("External Enable", 1)])
-def test_external_modes_wait_for_triggers_even_without_manual_trigger(cam, tmp_path, mode, images):
+def test_external_modes_wait_for_pulses_whatever_manual_trigger_says(cam, tmp_path, source, mode, images):
     cam.set(TriggerMode=mode, ManualTrigger="Disable", NumImages=2, NumTriggers=2)
     assert cam["NumImages_RBV"] == images
     cam.arm()
+    cam.trigger()
+    assert cam["StatusMessage_RBV"] == f"Trigger ignored: {mode} takes pulses"
     assert cam["NumCaptured_RBV"] == 0
-    cam.trigger()
-    assert cam["NumCaptured_RBV"] == images
-    cam.trigger()
-    assert cam["Armed"] == "Unarmed"
+    source[""] = 1
+    cam.until("NumCaptured_RBV", images)
+    cam.until("State_RBV", "ready")
+    source[""] = 1
+    cam.until("Armed", "Unarmed")
     assert len(frames_of(cam, tmp_path)) == 2 * images
+
+
+def test_a_pulse_that_finds_the_detector_busy_or_unarmed_is_missed(cam, source):
+    cam.set(TriggerMode="External Series", NumTriggers=3, AcquireTime=300.0)
+    source[":Arm"] = 0
+    missed = source[":Missed"]
+    source[""] = 1
+    assert source[":Missed"] == missed + 1
+    cam.arm()
+    source[""] = 1
+    cam.until("State_RBV", "acquire")
+    source[""] = 1
+    assert source[":Missed"] == missed + 2
+
+
+def test_in_external_enable_the_pulse_is_the_exposure(cam, tmp_path, source, open_shutter, beamline):
+    cam.set(TriggerMode="External Enable", NumTriggers=2, AcquireTime=5.0)
+    cam.arm()
+    for width in (0.1, 0.4):
+        source[":Width"] = width
+        source[""] = 1
+        cam.until("NumImagesCounter_RBV", 1 if width == 0.1 else 2)
+    cam.until("Armed", "Unarmed")
+    short, long = np.where(beamline.eiger.gap_mask(), 0, frames_of(cam, tmp_path)).sum(axis=(1, 2))
+    assert long / short == pytest.approx(4.0, rel=0.02)
 
 
 def test_internal_enable_allows_one_image_per_trigger(cam):

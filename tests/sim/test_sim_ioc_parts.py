@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 import h5py
@@ -13,36 +14,122 @@ from hypothesis import strategies as st
 
 from bcmi_beamline.config import load_beamline
 from bcmi_beamline.geometry import rotation_matrix
-from bcmi_beamline.sim.ioc.clock import Clock
+from bcmi_beamline.sim.ioc.clock import Activity, Clock
 from bcmi_beamline.sim.ioc.interlock import clearance
-from bcmi_beamline.sim.ioc.motor import Motion
+from bcmi_beamline.sim.ioc.motion import Motion
 from bcmi_beamline.sim.ioc.series import Series, SeriesSettings
 
 finite = st.floats(-1e4, 1e4)
 
 
-@given(start=finite, target=finite, now=st.floats(0, 3))
-def test_a_motion_stays_between_its_ends_and_ends_exactly_at_its_target(start, target, now):
-    motion = Motion(start, target, began=1.0, duration=1.0)
-    place = motion.position(max(now, motion.began))
-    assert min(start, target) - 1e-9 <= place <= max(start, target) + 1e-9
+speeds = st.floats(1e-3, 1e3)
+ramps = st.sampled_from([0.0, 0.1, 2.0])
+
+
+@given(start=finite, target=finite, velocity=speeds, ramp=ramps, share=st.floats(-0.5, 1.5))
+def test_a_motion_stays_between_its_ends_and_its_speed_below_its_limit(start, target, velocity, ramp, share):
+    motion = Motion(start, target, 1.0, velocity, ramp)
+    now = motion.began + share * motion.duration
+    place = motion.position(now)
+    assert min(start, target) <= place <= max(start, target)
     assert motion.position(motion.end) == target
     assert motion.position(motion.began) == pytest.approx(start)
+    step = 1e-3 * motion.duration
+    assert abs(motion.position(now + step) - place) <= velocity * step * (1 + 1e-6) + 1e-8
 
 
-def test_beamline_time_runs_on_when_its_pace_changes():
-    clock = Clock(0.01)
+@given(start=finite, target=finite, velocity=speeds, ramp=ramps, share=st.floats(0, 1))
+def test_the_time_of_a_passage_is_when_the_motion_is_there(start, target, velocity, ramp, share):
+    motion = Motion(start, target, 1.0, velocity, ramp)
+    place = start + share * (target - start)
+    assert motion.position(motion.when(place)) == pytest.approx(place, abs=1e-6 * (1 + abs(target - start)))
+
+
+def test_a_long_move_takes_its_distance_over_its_velocity_and_a_ramp():
+    assert Motion(0.0, -10.0, 0.0, 2.0, 0.5).duration == pytest.approx(5.5)
+
+
+# -- time -----------------------------------------------------------------------------------------
+@pytest.mark.parametrize("scale", [1e-4, 0.01])
+def test_sleepers_wake_in_order_exactly_on_time_and_none_while_another_works(scale):
+    async def run():
+        clock, seen = Clock(scale), []
+
+        async def sleeper(name: str, activity: Activity, naps: tuple[float, ...], work_s: float):
+            with activity:
+                for seconds in naps:
+                    await activity.sleep(seconds)
+                    woken = clock.now()
+                    await asyncio.sleep(work_s)  # many beamline seconds, were time not to stand
+                    assert clock.now() == woken
+                    seen.append((woken, name))
+
+        a, b = Activity(clock), Activity(clock)
+        await asyncio.gather(sleeper("a", a, (1.0, 1.0), 0.01), sleeper("b", b, (0.5, 1.25), 0.0))
+        return seen
+
+    assert asyncio.run(run()) == [(0.5, "b"), (1.0, "a"), (1.75, "b"), (2.0, "a")]
+
+
+def test_what_clients_add_between_activities_takes_no_beamline_time():
+    async def run():
+        clock = Clock(0.001)
+        for _ in range(3):
+            with Activity(clock) as activity:
+                await activity.sleep(1.0)
+            await asyncio.sleep(0.02)  # 20 beamline seconds
+        return clock.now()
+
+    assert asyncio.run(run()) == 3.0
+
+
+def test_a_beamline_left_alone_goes_on_at_the_pace_of_the_wall(monkeypatch):
+    monkeypatch.setattr("bcmi_beamline.sim.ioc.clock.IDLE_S", 0.0)
+    clock, began = Clock(1e-6), time.monotonic()
     time.sleep(0.02)
-    before = clock.now()
-    assert before >= 2.0
-    clock.scale = 10.0
-    after = clock.now()
-    assert before <= after < before + 2
-    time.sleep(0.02)
-    assert after < clock.now() < after + 2  # 20 ms on the wall are now 2 ms
+    assert 0.02 <= clock.now() <= time.monotonic() - began + 1e-3
 
 
-@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan")])
+def test_a_sleeper_roused_or_cancelled_is_awake_early_and_time_goes_on_for_others():
+    async def run():
+        clock, woken = Clock(0.01), []
+
+        async def sleep(activity: Activity, seconds: float):
+            with activity:
+                await activity.sleep(seconds)
+                woken.append(clock.now())
+
+        activities = [Activity(clock) for _ in range(3)]
+        roused, cancelled, other = map(asyncio.create_task, map(sleep, activities, (1e6, 1e6, 2.0)))
+        await asyncio.sleep(0)
+        activities[0].rouse()
+        cancelled.cancel()
+        await asyncio.gather(roused, cancelled, other, return_exceptions=True)
+        return cancelled.cancelled(), woken
+
+    was_cancelled, (early, late) = asyncio.run(run())
+    assert was_cancelled and early < 2.0 and late == 2.0
+
+
+def test_the_pace_may_change_in_the_middle_of_a_sleep():
+    async def run():
+        clock = Clock(1e3)
+
+        async def sleep():
+            with Activity(clock) as activity:
+                await activity.sleep(10.0)  # would take hours
+
+        task = asyncio.create_task(sleep())
+        await asyncio.sleep(0.01)
+        assert clock.now() < 1.0
+        clock.scale = 1e-4
+        await asyncio.wait_for(task, 10.0)
+        return clock.now()
+
+    assert asyncio.run(run()) == 10.0
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf")])
 def test_time_does_not_stand_still_or_run_back(scale):
     with pytest.raises(ValueError, match="positive"):
         Clock(1.0).scale = scale
@@ -88,10 +175,12 @@ def settings(**changes) -> SeriesSettings:
         "pixel_size": 75e-6,
         "bit_depth": 32,
         "count_cutoff": 1_250_000,
-        "pixel_mask": np.eye(ROWS, COLUMNS, dtype=np.uint32),
         "compression": "BS LZ4",
     }
     return SeriesSettings(**(values | changes))
+
+
+MASK = np.eye(ROWS, COLUMNS, dtype=np.uint32)
 
 
 def frame(number: int) -> np.ndarray:
@@ -100,7 +189,7 @@ def frame(number: int) -> np.ndarray:
 
 @pytest.mark.parametrize("compression", ["BS LZ4", "LZ4", "none"])
 def test_frames_come_back_through_the_master_file_by_file(tmp_path, compression):
-    series = Series(tmp_path / "s", settings(compression=compression))
+    series = Series(tmp_path / "s", settings(compression=compression), MASK)
     for number in range(10):
         series.write(frame(number))
         assert series.current_file == tmp_path / f"s_data_{number // 4 + 1:06d}.h5"
@@ -117,7 +206,7 @@ def test_frames_come_back_through_the_master_file_by_file(tmp_path, compression)
 
 
 def test_the_master_describes_the_measurement_from_the_moment_of_arming(tmp_path):
-    Series(tmp_path / "s", settings())
+    Series(tmp_path / "s", settings(), MASK)
     with h5py.File(tmp_path / "s_master.h5") as master:
         detector = master["entry/instrument/detector"]
         assert detector["x_pixel_size"][()] == 75e-6
@@ -135,7 +224,7 @@ def test_the_master_describes_the_measurement_from_the_moment_of_arming(tmp_path
 
 
 def test_a_series_that_ends_early_links_only_what_there_is(tmp_path):
-    series = Series(tmp_path / "s", settings())
+    series = Series(tmp_path / "s", settings(), MASK)
     series.write(frame(0))
     series.close()
     with h5py.File(tmp_path / "s_master.h5") as master:
@@ -146,7 +235,7 @@ def test_a_series_that_ends_early_links_only_what_there_is(tmp_path):
 
 @pytest.mark.parametrize("bit_depth", [8, 16, 32])
 def test_files_are_as_deep_as_the_detector_counts(tmp_path, bit_depth):
-    series = Series(tmp_path / "s", settings(bit_depth=bit_depth))
+    series = Series(tmp_path / "s", settings(bit_depth=bit_depth), MASK)
     series.write(frame(0))
     series.close()
     with h5py.File(tmp_path / "s_data_000001.h5") as file:
@@ -155,10 +244,10 @@ def test_files_are_as_deep_as_the_detector_counts(tmp_path, bit_depth):
 
 def test_a_folder_that_is_not_there_is_named_with_the_mend(tmp_path):
     with pytest.raises(OSError, match="missing is no folder: make it"):
-        Series(tmp_path / "missing" / "s", settings())
+        Series(tmp_path / "missing" / "s", settings(), MASK)
 
 
 def test_a_series_never_overwrites_another(tmp_path):
-    Series(tmp_path / "s", settings()).close()
+    Series(tmp_path / "s", settings(), MASK).close()
     with pytest.raises(OSError, match=r"exists: change FWNamePattern, or let it contain \$id"):
-        Series(tmp_path / "s", settings())
+        Series(tmp_path / "s", settings(), MASK)

@@ -13,9 +13,6 @@ from typing import TypeVar
 
 from bcmi_beamline.config import Beamline, ConfigError, Preset, load_beamline, load_preset
 
-SWITCH_INTERVAL_S = 0.001
-"""The worker thread hands the interpreter to the server this soon, so that a get waits for no frame."""
-
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -45,8 +42,8 @@ async def _run(ioc, parent: int | None) -> None:
     from bcmi_beamline.sim.ioc.server import serve
 
     interfaces = None if os.environ.get("EPICS_CAS_INTF_ADDR_LIST") else ["127.0.0.1"]
-    await ioc.initialise()
     try:
+        await ioc.initialise()
         await serve(ioc.pvdb, interfaces, parent)
     finally:
         await ioc.close()
@@ -61,7 +58,6 @@ def _prepare(options: argparse.Namespace):
         One line: what cannot be used.
     """
     os.environ["OPHYD_CONTROL_LAYER"] = "dummy"  # its names are wanted, no Channel Access client
-    from bcmi_beamline.sim import Twin
     from bcmi_beamline.sim.ioc.beamline import SimulatedBeamlineIOC
 
     preset = _load(options.preset, load_preset, Preset)
@@ -73,7 +69,7 @@ def _prepare(options: argparse.Namespace):
         raise ConfigError(f"--time-scale must be positive, not {scale}")
     data_dir = options.data_dir.absolute()
     data_dir.mkdir(parents=True, exist_ok=True)
-    return SimulatedBeamlineIOC(beamline, Twin(beamline, preset), data_dir, scale)
+    return SimulatedBeamlineIOC(beamline, preset, data_dir, scale)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -81,7 +77,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("caproto").setLevel(logging.ERROR)  # it warns of every batch of updates
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
     os.environ.setdefault("EPICS_CAS_AUTO_BEACON_ADDR_LIST", "NO")
     try:
         ioc = _prepare(options)
@@ -91,7 +86,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.list_pvs:
         print("\n".join(ioc.pvdb))
         return 0
-    asyncio.run(_run(ioc, options.parent))
+    try:
+        asyncio.run(_run(ioc, options.parent))
+    except (RuntimeError, OSError) as error:
+        print(f"bcmi ioc: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

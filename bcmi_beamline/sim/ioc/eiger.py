@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Coroutine, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,11 @@ from caproto.server import PVGroup
 
 from bcmi_beamline.config import Beamline
 from bcmi_beamline.geometry import HC_EV_M
-from bcmi_beamline.sim.ioc.clock import Clock
+from bcmi_beamline.sim.ioc.camera import Camera, CameraLost
+from bcmi_beamline.sim.ioc.clock import Activity, Clock
+from bcmi_beamline.sim.ioc.faults import Faults
 from bcmi_beamline.sim.ioc.records import cam_records
-from bcmi_beamline.sim.ioc.series import Series, SeriesSettings
-from bcmi_beamline.sim.twin import Twin
+from bcmi_beamline.sim.ioc.series import SeriesSettings, Stored
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,8 @@ LIMITS: dict[str, tuple[float, float]] = {
 }
 """What is written beyond these is clamped."""
 
+NO_ANSWER = "the detector control unit does not answer"
+
 _LARGEST_INT = 2**31 - 1
 
 
@@ -42,11 +45,12 @@ _LARGEST_INT = 2**31 - 1
 class _Arming:
     """What a series was armed for; settings written later wait for the next."""
 
+    mode: str
     images: int
     triggers: float
     exposure_s: float
     period_s: float
-    files: Series | None
+    files: tuple[Path, SeriesSettings] | None
 
 
 class Eiger:
@@ -55,42 +59,62 @@ class Eiger:
     Acquire arms and stays busy until the series ends. A series ends after its last trigger, or when Acquire
     is set to 0, which drops the frame being exposed. Trigger completes when its frames are on disk:
     FullFileName_RBV then names the file of the last one and NumCaptured_RBV counts those of the series.
-    Frames are made and written by one worker thread; a write that fails ends the series and puts the
-    detector into the state ``error`` until it is armed again.
+    A write that fails ends the series and puts the detector into the state ``error`` until it is armed again;
+    so does the end of the process that makes the frames, which is started anew.
 
     Parameters
     ----------
     beamline : Beamline
-    twin : Twin
-        Makes the frames.
+    camera : Camera
+        Makes the frames and writes them.
     clock : Clock
     pose : callable
         Readings of all axes now.
     data_dir : Path
         FilePath at the start.
+    faults : Faults
+        What goes wrong.
     """
 
     def __init__(
         self,
         beamline: Beamline,
-        twin: Twin,
+        camera: Camera,
         clock: Clock,
         pose: Callable[[], Mapping[str, float]],
         data_dir: Path,
+        faults: Faults,
     ) -> None:
         records: PVGroup = cam_records(beamline)(f"{beamline.prefix}{beamline.eiger.prefix}cam1:")
         self.pvdb = records.pvdb
         self._pv: dict[str, Any] = {str(pv.pvspec.name): pv for pv in records.attr_pvdb.values()}
-        self._beamline, self._twin, self._clock, self._pose = beamline, twin, clock, pose
+        self._beamline, self._camera, self._clock, self._pose = beamline, camera, clock, pose
         self._data_dir = data_dir
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="eiger")
+        self._faults = faults
         self._arming: _Arming | None = None
         self._triggers_left = 0.0
         self._frames = 0
         self._exposing = asyncio.Lock()
+        self._activity: Activity | None = None
         self._disarmed = asyncio.Event()
-        self._runner: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        camera.on_lost = lambda lost: self._spawn(self._abort(lost, lost=True))
         self._attach_putters()
+
+    @property
+    def frames(self) -> int:
+        """Frames taken since the start (or since ArrayCounter was written)."""
+        return self._frames
+
+    @property
+    def state(self) -> str:
+        """State_RBV."""
+        return self._value("State_RBV")
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     # -- process variables ------------------------------------------------------------------------
     def _attach_putters(self) -> None:
@@ -138,13 +162,18 @@ class Eiger:
         await self._publish(**{name: value, f"{name}_RBV": value})
 
     async def initialise(self) -> None:
-        """Publish what the configuration cannot say, and let the twin prepare its first frame meanwhile."""
-        self._worker.submit(self._twin.frame, self._twin.nominal_pose(), 1.0)
+        """Publish what the configuration cannot say."""
         await self._publish_pair("FilePath", await self._on_file_path(str(self._data_dir)))
         await self._publish_cutoff(self._value("AcquireTime"))
 
     async def _publish_cutoff(self, exposure_s: float) -> None:
-        await self._publish(CountCutoff_RBV=min(self._twin.detector.count_cutoff(exposure_s), _LARGEST_INT))
+        """What follows from the exposure: bits of a pixel and the counts at which it saturates."""
+        bits, cutoff = await self._camera.ask("depth", exposure_s)
+        eiger = self._beamline.eiger
+        await self._publish(
+            BitDepthImage_RBV=bits, CountCutoff_RBV=min(cutoff, _LARGEST_INT),
+            DataType_RBV=f"UInt{bits}", ArraySize_RBV=eiger.rows * eiger.columns * bits // 8,
+        )  # fmt: skip
 
     # -- parameters that pull others along ----------------------------------------------------------
     async def _on_file_path(self, path: str) -> str:
@@ -198,21 +227,21 @@ class Eiger:
     async def _arm(self) -> bool:
         """Open the files and wait for triggers; False, and the state ``error``, when they cannot be."""
         try:
+            if self._faults.detector_error:
+                raise OSError(NO_ANSWER)
             self._arming = arming = await self._make_arming()
-        except OSError as error:
+        except (OSError, CameraLost) as error:
             await self._fail(error)
             return False
         self._disarmed.clear()
         self._triggers_left = arming.triggers
         await self._publish(
-            NumImagesCounter_RBV=0, NumCaptured_RBV=0, Error_RBV="", State_RBV="ready",
+            NumImagesCounter_RBV=0, Error_RBV="", State_RBV="ready",
             StatusMessage_RBV="Armed", DetectorState_RBV="Waiting", WriteStatus="Write OK", WriteMessage="",
-            FullFileName_RBV=str(arming.files.current_file) if arming.files else "",
             Acquire_RBV="Acquire", Acquire="Acquire", Armed="Armed",
         )  # fmt: skip
-        internal = not self._value("TriggerMode").startswith("External")
-        if internal and self._value("ManualTrigger") == "Disable":
-            self._runner = asyncio.create_task(self._run(arming))
+        if not arming.mode.startswith("External") and self._value("ManualTrigger") == "Disable":
+            self._spawn(self._run(arming))
         return True
 
     async def _make_arming(self) -> _Arming:
@@ -221,12 +250,14 @@ class Eiger:
         if mode == "Internal Enable" and self._value("TriggerExposure") > 0:
             exposure_s = self._value("TriggerExposure")
         images, triggers = self._value("NumImages"), self._value("NumTriggers")
-        saves = self._value("FWEnable") == "Enable" and self._value("SaveFiles") == "Yes"
-        stem = await self._next_stem()
-        files = None
-        if saves:
-            files = await self._in_worker(Series, stem, self._settings(images, triggers, exposure_s))
+        stem, files = await self._next_stem(), None
+        if self._value("FWEnable") == "Enable" and self._value("SaveFiles") == "Yes":
+            files = stem, await self._settings(images, triggers, exposure_s)
+            await self._tell(await self._camera.ask("arm", *files))
+        else:
+            await self._publish(FullFileName_RBV="", NumCaptured_RBV=0)
         return _Arming(
+            mode=mode,
             images=images,
             triggers=float("inf") if mode == "Continuous" else triggers,
             exposure_s=exposure_s,
@@ -246,9 +277,9 @@ class Eiger:
         await self._publish(SequenceId=number)
         return stem
 
-    def _settings(self, images: int, triggers: int, exposure_s: float) -> SeriesSettings:
+    async def _settings(self, images: int, triggers: int, exposure_s: float) -> SeriesSettings:
         algorithm = self._value("CompressionAlgo")
-        eiger = self._beamline.eiger
+        bits, cutoff = await self._camera.ask("depth", exposure_s)
         return SeriesSettings(
             images=images,
             triggers=triggers,
@@ -260,21 +291,22 @@ class Eiger:
             threshold_energy_ev=self._value("ThresholdEnergy"),
             distance=self._value("DetDist"),
             beam_center=(self._value("BeamX"), self._value("BeamY")),
-            pixel_size=eiger.pixel_size_um * 1e-6,
-            bit_depth=eiger.bit_depth,
-            count_cutoff=self._twin.detector.count_cutoff(exposure_s),
-            pixel_mask=self._twin.detector.pixel_mask,
+            pixel_size=self._beamline.eiger.pixel_size_um * 1e-6,
+            bit_depth=bits,
+            count_cutoff=cutoff,
             compression=algorithm if self._value("FWCompression") == "Enable" else "none",
         )
 
-    async def _disarm(self, state: str = "idle") -> None:
-        """End the series, closing its files; what is being exposed is dropped."""
+    async def _disarm(self, state: str = "idle", *, lost: bool = False) -> None:
+        """End the series, closing its files (or mending them); what is being exposed is dropped."""
         arming, self._arming = self._arming, None
         if arming is None:
             return
+        if self._activity is not None:
+            self._activity.rouse()
         if arming.files is not None:
             try:
-                await self._in_worker(arming.files.close)
+                await (self._camera.ask("recover", *arming.files) if lost else self._camera.ask("disarm"))
             except (OSError, RuntimeError) as error:
                 await self._fail(error)
                 state = "error"
@@ -292,77 +324,116 @@ class Eiger:
             WriteStatus="Write error", WriteMessage=message, Acquire_RBV="Done", Acquire="Done",
         )  # fmt: skip
 
+    async def _abort(self, error: BaseException, *, lost: bool = False) -> None:
+        await self._fail(error)
+        await self._disarm("error", lost=lost)
+
+    async def fail(self) -> None:
+        """Lose the detector, as when its control unit is switched off."""
+        await self._abort(OSError(NO_ANSWER))
+
     # -- frames -------------------------------------------------------------------------------------
+    @contextmanager
+    def _awake(self, activity: Activity | None = None) -> Iterator[Activity]:
+        """Hold the beamline's time while the detector is busy."""
+        with activity or Activity(self._clock) as self._activity:
+            try:
+                yield self._activity
+            finally:
+                self._activity = None
+
     async def _on_trigger(self, pv: Any, value: int) -> int:
+        """A trigger by software, which the external modes do not take."""
         arming = self._arming
-        if value and arming is not None:
-            await self._take(arming)
-        elif value:
+        if value and arming is None:
             await self._publish(StatusMessage_RBV="Trigger ignored: not armed")
+        elif value and arming is not None and arming.mode.startswith("External"):
+            await self._publish(StatusMessage_RBV=f"Trigger ignored: {arming.mode} takes pulses")
+        elif value and arming is not None:
+            async with self._exposing:
+                with self._awake() as activity:
+                    await self._take(arming, activity, arming.exposure_s)
         return 0
+
+    def pulse(self, width_s: float) -> bool:
+        """An edge at the external input; in External Enable its width is the exposure. False: not taken."""
+        arming = self._arming
+        if arming is None or not arming.mode.startswith("External") or self._exposing.locked():
+            return False
+        exposure_s = width_s if arming.mode == "External Enable" else arming.exposure_s
+        self._spawn(self._pulsed(arming, Activity(self._clock), exposure_s))
+        return True
+
+    async def _pulsed(self, arming: _Arming, activity: Activity, exposure_s: float) -> None:
+        async with self._exposing:
+            with self._awake(activity):
+                await self._take(arming, activity, exposure_s)
 
     async def _run(self, arming: _Arming) -> None:
         """Trigger by itself until the series ends."""
-        while self._arming is arming:
-            await self._take(arming)
-
-    async def _take(self, arming: _Arming) -> None:
-        """The frames of one trigger; the last trigger of a series disarms."""
         async with self._exposing:
-            if self._arming is not arming:
-                return
-            self._triggers_left -= 1
-            await self._publish(State_RBV="acquire", DetectorState_RBV="Acquire")
-            try:
-                for _ in range(arming.images):
-                    if not await self._expose(arming):
-                        return
-            except Exception as error:
-                await self._fail(error)
-                await self._disarm("error")
-                return
-            if self._triggers_left > 0:
-                await self._publish(State_RBV="ready", DetectorState_RBV="Waiting")
-            else:
-                await self._disarm()
+            with self._awake() as activity:
+                while self._arming is arming:
+                    await self._take(arming, activity, arming.exposure_s)
 
-    async def _expose(self, arming: _Arming) -> bool:
+    async def _take(self, arming: _Arming, activity: Activity, exposure_s: float) -> None:
+        """The frames of one trigger; the last trigger of a series disarms."""
+        if self._arming is not arming:
+            return
+        self._triggers_left -= 1
+        await self._publish(State_RBV="acquire", DetectorState_RBV="Acquire")
+        try:
+            for _ in range(arming.images):
+                if not await self._expose(arming, activity, exposure_s):
+                    return
+        except CameraLost:
+            return  # who lost it says so
+        except Exception as error:
+            await self._abort(error)
+            return
+        if self._triggers_left > 0:
+            await self._publish(State_RBV="ready", DetectorState_RBV="Waiting")
+        else:
+            await self._disarm()
+
+    async def _expose(self, arming: _Arming, activity: Activity, exposure_s: float) -> bool:
         """One frame from the pose at the middle of its exposure; False when disarmed meanwhile."""
         began = self._clock.now()
-        await self._clock.sleep(arming.exposure_s / 2)
-        frame = await self._in_worker(self._twin.frame, self._pose(), arming.exposure_s, began)
-        await self._clock.sleep(began + arming.exposure_s - self._clock.now())
+        await activity.sleep_until(began + exposure_s / 2)
         if self._arming is not arming:
             return False
-        if arming.files is not None:
-            await self._in_worker(arming.files.write, frame)
-        if self._arming is not arming:
+        making = asyncio.create_task(self._camera.ask("expose", self._pose(), exposure_s, began))
+        await activity.sleep_until(began + exposure_s)
+        await making
+        await activity.sleep(self._faults.late_s)
+        if self._arming is not arming or not await self._deliver(arming):
             return False
-        self._frames += 1
-        await self._count(arming)
-        await self._clock.sleep(began + arming.period_s - self._clock.now() if arming.images > 1 else 0.0)
+        if arming.images > 1:
+            await activity.sleep_until(began + max(arming.period_s, exposure_s))
         return True
 
-    async def _count(self, arming: _Arming) -> None:
-        """Tell of the frame just taken, its file before its number."""
+    async def _deliver(self, arming: _Arming) -> bool:
+        """Write the frame and tell of it, its file before its number; False when disarmed meanwhile."""
+        if await self._faults.drops_frame():
+            return True
         if arming.files is not None:
-            await self._publish(
-                FullFileName_RBV=str(arming.files.current_file), NumCaptured_RBV=arming.files.frames
-            )
+            stored = await self._camera.ask("store", self._faults.disk_full)
+            if self._arming is not arming:
+                return False
+            await self._tell(stored)
+        self._frames += 1
         await self._publish(
             ArrayCounter=self._frames, ArrayCounter_RBV=self._frames,
             NumImagesCounter_RBV=self._value("NumImagesCounter_RBV") + 1,
         )  # fmt: skip
+        return True
 
-    async def _in_worker(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._worker, function, *arguments)
+    async def _tell(self, stored: Stored) -> None:
+        await self._publish(FullFileName_RBV=stored.file, NumCaptured_RBV=stored.frames)
 
     async def close(self) -> None:
-        """Disarm, closing files, and let the worker go."""
+        """Disarm, closing files."""
         await self._disarm()
-        if self._runner is not None:
-            self._runner.cancel()
-        self._worker.shutdown(wait=True, cancel_futures=True)
 
 
 def _clamp(name: str, value: Any) -> Any:

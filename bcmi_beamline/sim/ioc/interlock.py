@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from functools import partial
 
@@ -55,10 +56,18 @@ class Interlock(PVGroup):
         super().__init__(prefix)
         self._config = config
         self._motors = motors
+        self._said = ""
         for axis in ("z", "mchi", "mphi"):
             motors[axis].guard = partial(self._check, axis)
 
-    async def _check(self, axis: str, target: float) -> str | None:
+    def _check(self, axis: str, target: float) -> str | None:
+        reason = self._danger(axis, target)
+        if (reason or "") != self._said:
+            self._said = reason or ""
+            self._tell = asyncio.create_task(self.message.write(self._said, verify_value=False))
+        return reason
+
+    def _danger(self, axis: str, target: float) -> str | None:
         spans = {name: self._motors[name].span for name in ("z", "mchi", "mphi")}
         here = self._motors[axis].dial
         if axis == "z" and target >= here:
@@ -70,12 +79,9 @@ class Interlock(PVGroup):
             np.linspace(*spans["mchi"], _ANGLES)[:, None],
             np.linspace(*spans["mphi"], _ANGLES),
         ).min()
-        reason = None
-        if nearest < self._config.stand_off_um:
-            reason = (
-                f"{axis} to {target:.5g} could bring the modulator within {nearest:.0f} um of the crystal "
-                f"(stand-off {self._config.stand_off_um:.0f} um): move z out first"
-            )
-        if reason or self.message.value:
-            await self.message.write(reason or "", verify_value=False)
-        return reason
+        if nearest >= self._config.stand_off_um:
+            return None
+        return (
+            f"{axis} to {target:.5g} could bring the modulator within {nearest:.0f} um of the crystal "
+            f"(stand-off {self._config.stand_off_um:.0f} um): move z out first"
+        )

@@ -1,6 +1,6 @@
-"""Motor records that behave: limits, speed, stop, retarget, offsets and put-completion.
+"""Motor records that behave: limits, speed, stop, jog, retries, offsets and put-completion.
 
-A move travels at constant velocity in dial coordinates, ``user = direction * dial + offset``. The dial is
+A move travels in dial coordinates, ``user = direction * dial + offset``. The dial is an absolute encoder and
 the physical truth: the twin and the interlock look at it, so redefining a user position moves nothing.
 """
 
@@ -9,55 +9,42 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
-from caproto import SkipWrite
+from caproto import AlarmSeverity, AlarmStatus, SkipWrite
 from caproto.server import PVGroup, pvproperty
 from caproto.server.server import PvpropertyDouble
 
 from bcmi_beamline.config import AxisConfig
-from bcmi_beamline.sim.ioc.clock import Clock
+from bcmi_beamline.sim.ioc.clock import Activity, Clock
+from bcmi_beamline.sim.ioc.motion import Motion
 
 log = logging.getLogger(__name__)
 
 TICK_S = 0.05
 """Wall-clock seconds between two readbacks of a moving motor."""
 
-SHORTEST_MOVE_S = 0.002
-"""Even a move to where the motor stands takes this long, so that DMOV always toggles."""
-
 STEP = 1e-4
 """Motor and encoder step (MRES), axis units."""
 
-_DIRECTION, _DONE, _PRESENT, _MOVING, _HOMED = 0x1, 0x2, 0x100, 0x400, 0x4000
+RAMP_S = 0.1
+"""Seconds to full speed (ACCL) at the start."""
+
+RETRIES = 3
+"""Further tries of a move that ends beyond the retry deadband (RTRY) at the start."""
+
+SWITCH_MARGIN = 0.01
+"""A limit switch stands this share of the travel behind the soft limit that is configured."""
+
+_DIRECTION, _DONE, _PLUS, _STALL, _PRESENT, _PROBLEM = 0x1, 0x2, 0x4, 0x40, 0x100, 0x200
+_MOVING, _MINUS, _HOMED = 0x400, 0x2000, 0x4000
 """Bits of MSTA."""
 
-Guard = Callable[[float], Awaitable[str | None]]
+Guard = Callable[[float], str | None]
 """Says why a dial target is refused, or None."""
 
-
-@dataclass(frozen=True)
-class Motion:
-    """Travel at constant velocity; positions in dial units, times in wall-clock seconds."""
-
-    start: float
-    target: float
-    began: float
-    duration: float
-
-    @property
-    def end(self) -> float:
-        """When the target is reached."""
-        return self.began + self.duration
-
-    def position(self, now: float) -> float:
-        """Dial position at `now`."""
-        if now >= self.end:
-            return self.target
-        return self.start + (self.target - self.start) * (now - self.began) / self.duration
+Switch = Literal["None", "Low", "High"]
 
 
 class Setpoint(PvpropertyDouble):
@@ -91,36 +78,55 @@ class Motor(PVGroup):
         self.pv = pv
         self.axis = axis
         self.guard: Guard | None = None
+        self.watchers: list[Callable[[], None]] = []
+        """Called whenever the motor sets out, or for another target."""
         self._clock = clock
-        self._rest = position
+        self._rest = self._target = position
         self._motion: Motion | None = None
+        self._retries = 0
         self._dial_limits = (axis.low, axis.high)
-        self._transition = asyncio.Lock()
-        self._changed = asyncio.Event()
+        self._switches = self._end_switches()
+        self._stalled = False
+        self.lost = 0.0
+        """Every start of the motor loses this much, axis units: the encoder shows where it really is."""
+        self._activity: Activity | None = None
+        self._traveller: asyncio.Task[None] | None = None
         self._idle = asyncio.Event()
         self._idle.set()
-        self._traveller: asyncio.Task[None] | None = None
         record: Any = self.setpoint
         record.putter = self._on_val
         for name in (
-            "DVAL", "RLV", "TWF", "TWR", "HOMF", "HOMR", "STOP", "SPMG", "VELO", "OFF", "DIR",
-            "HLM", "LLM", "DHLM", "DLLM",
+            "DVAL", "RVAL", "RLV", "TWF", "TWR", "HOMF", "HOMR", "JOGF", "JOGR", "STOP", "SPMG", "VELO", "JVEL",
+            "ACCL", "RDBD", "OFF", "DIR", "HLM", "LLM", "DHLM", "DLLM", "EGU", "PREC",
         ):  # fmt: skip
             self._field(name).putter = getattr(self, f"_on_{name.lower()}")
+
+    def _end_switches(self) -> tuple[float, float]:
+        margin = SWITCH_MARGIN * (self.axis.high - self.axis.low)
+        return self.axis.low - margin, self.axis.high + margin
 
     # -- where it is ------------------------------------------------------------------------------
     @property
     def dial(self) -> float:
         """Physical position now, between two readbacks too."""
         motion = self._motion
-        return self._rest if motion is None else motion.position(time.monotonic())
+        return self._rest if motion is None else motion.position(self._clock.now())
+
+    @property
+    def motion(self) -> Motion | None:
+        """The motion under way."""
+        return self._motion
 
     @property
     def span(self) -> tuple[float, float]:
         """Lowest and highest dial position between here and the target."""
         here = self.dial
-        target = here if self._motion is None else self._motion.target
+        target = here if self._motion is None else self._target
         return min(here, target), max(here, target)
+
+    def place(self, dial: float) -> None:
+        """Stand at `dial`; before `initialise` only."""
+        self._rest = self._target = dial
 
     def _field(self, name: str) -> Any:
         return self.setpoint.get_field(name)
@@ -143,12 +149,16 @@ class Motor(PVGroup):
         return self._sign * (user - self._field("OFF").value)
 
     # -- publishing -------------------------------------------------------------------------------
-    async def _publish_readback(self, dial: float) -> None:
-        await self._write(RBV=self._user(dial), DRBV=dial, RRBV=round(dial / STEP))
+    async def _publish_readback(self) -> None:
+        dial = self.dial
+        user = self._user(dial)
+        await self._write(RBV=user, DRBV=dial, RRBV=round(dial / STEP), DIFF=self.setpoint.value - user)
 
     async def _publish_target(self, dial: float) -> None:
         await self.setpoint.write(self._user(dial), verify_value=False)
-        await self._write(DVAL=dial, RVAL=round(dial / STEP))
+        await self._write(
+            DVAL=dial, RVAL=round(dial / STEP), DIFF=self._user(dial) - self._field("RBV").value
+        )
 
     async def _publish_limits(self) -> None:
         """Dial limits are the truth; the user's follow offset and direction, and VAL carries them."""
@@ -165,118 +175,191 @@ class Motor(PVGroup):
     async def _publish_frame(self) -> None:
         """Everything in user coordinates, after the offset or the direction has changed."""
         await self._publish_limits()
-        await self._publish_target(self._rest if self._motion is None else self._motion.target)
-        await self._publish_readback(self.dial)
+        await self._publish_target(self._rest if self._motion is None else self._target)
+        await self._publish_readback()
+        await self._publish_status()
 
-    async def _publish_status(self, moving: bool) -> None:
-        direction = _DIRECTION if self._field("TDIR").value else 0
-        homed = _HOMED if self._field("ATHM").value else 0
-        await self._write(MSTA=direction | homed | _PRESENT | (_MOVING if moving else _DONE))
+    async def _publish_status(self) -> None:
+        """MSTA, the limit switches, and the alarm of a motor that does not follow."""
+        here = self.dial
+        minus, plus = (here <= self._switches[0], here >= self._switches[1])
+        bits = _PRESENT | (_DONE if self._motion is None else _MOVING)
+        for is_on, bit in (
+            (self._field("TDIR").value, _DIRECTION), (self._field("ATHM").value, _HOMED), (plus, _PLUS),
+            (minus, _MINUS), (self._stalled, _STALL | _PROBLEM),
+        ):  # fmt: skip
+            bits |= bit if is_on else 0
+        await self._write(
+            MSTA=bits, HLS=int((minus, plus)[self._sign > 0]), LLS=int((plus, minus)[self._sign > 0])
+        )
+        alarm: dict[str, Any] = {"status": AlarmStatus.NO_ALARM, "severity": AlarmSeverity.NO_ALARM}
+        if self._stalled:
+            alarm = {"status": AlarmStatus.STATE, "severity": AlarmSeverity.MAJOR_ALARM}
+        for field in (self.setpoint, self._field("RBV")):
+            if field.alarm.severity != alarm["severity"]:
+                await field.write(field.value, verify_value=False, **alarm)
+
+    async def _publish_units(self, unit: str, precision: int) -> None:
+        for field in (self.setpoint, *(self._field(name) for name in ("RBV", "DVAL", "DRBV", "TWV", "VELO"))):
+            await field.write_metadata(units=unit, precision=precision)
 
     async def initialise(self) -> None:
         """Fill the record from the configuration."""
-        for field in (self.setpoint, *(self._field(name) for name in ("RBV", "DVAL", "DRBV", "TWV"))):
-            await field.write_metadata(units=self.axis.unit, precision=5)
+        axis = self.axis
+        await self._publish_units(axis.unit, 5)
         await self._write(
-            EGU=self.axis.unit, PREC=5, MRES=STEP, ERES=STEP, TWV=1.0, ACCL=0.0, LVIO=0,
-            VELO=self.axis.velocity, VMAX=self.axis.velocity, HVEL=self.axis.velocity,
-            DIR="Pos", SET="Use", SPMG="Go",
+            EGU=axis.unit, PREC=5, MRES=STEP, ERES=STEP, TWV=1.0, ACCL=RAMP_S, LVIO=0, VELO=axis.velocity,
+            VMAX=axis.velocity, HVEL=axis.velocity, JVEL=axis.velocity / 2, RDBD=axis.tolerance / 2,
+            RTRY=RETRIES, UEIP="Yes", FOFF="Variable", DIR="Pos", SET="Use", SPMG="Go", DMOV=1,
         )  # fmt: skip
         await self._publish_frame()
-        await self._publish_status(moving=False)
 
-    # -- commands ---------------------------------------------------------------------------------
-    async def _refusal(self, target: float) -> str | None:
+    # -- what goes wrong ----------------------------------------------------------------------------
+    async def stall(self, stalled: bool) -> None:
+        """Stick where it stands, until it is freed; the controller sees that the encoder does not follow."""
+        self._stalled = stalled
+        await self._reconsider()
+
+    async def press_switch(self, which: Switch) -> None:
+        """Press a limit switch where the motor stands, or put it back to the end of the travel."""
+        low, high = self._end_switches()
+        self._switches = (self.dial if which == "Low" else low, self.dial if which == "High" else high)
+        await self._reconsider()
+
+    async def _reconsider(self) -> None:
+        if self._motion is not None:
+            self._set_out(self._target, self._motion.velocity)
+        await self._publish_status()
+
+    # -- motion ---------------------------------------------------------------------------------------
+    def _refusal(self, target: float) -> str | None:
         low, high = self._dial_limits
         if not math.isfinite(target):
             return "not a number"
         if (low, high) != (0.0, 0.0) and not low <= target <= high:
             return f"{target:.5g} lies outside the dial limits [{low:g}, {high:g}] {self.axis.unit}"
-        return None if self.guard is None else await self.guard(target)
+        return None if self.guard is None else self.guard(target)
 
-    async def move(self, target: float) -> None:
+    async def move(self, target: float, velocity: float | None = None) -> None:
         """Go to a dial position and return when the motor has stopped.
 
         A target outside the limits, or one the guard refuses, raises LVIO and moves nothing; DMOV still
         toggles, so that no client waits for a move that will not come.
         """
-        reason = await self._refusal(target)
-        await self._write(LVIO=int(reason is not None))
+        reason = self._refusal(target)
         if reason is not None:
-            log.warning("%s: refused: %s", self.pv, reason)
-            await self._publish_target(self._rest if self._motion is None else self._motion.target)
-            if self._motion is None:
-                await self._write(DMOV=0)
-                await self._write(DMOV=1)
-            return
-        await self._publish_target(target)
-        if self._field("SPMG").value in ("Move", "Go"):
-            await self._start(target)
+            await self._refuse(reason)
+        elif self._field("SPMG").value in ("Move", "Go"):
+            self._retries = 0
+            self._set_out(target, self._field("VELO").value if velocity is None else velocity)
+            await self._write(LVIO=0, MISS=0, RCNT=0)
+            if velocity is None:
+                await self._publish_target(target)
             await self._idle.wait()
+        else:
+            await self._write(LVIO=0)
+            await self._publish_target(target)
 
-    async def _start(self, target: float) -> None:
-        """Begin a motion, or give the running one a new target."""
-        async with self._transition:
-            here = self.dial
-            seconds = abs(target - here) / self._field("VELO").value * self._clock.scale
-            running = self._motion is not None
-            self._motion = Motion(here, target, time.monotonic(), max(seconds, SHORTEST_MOVE_S))
-            self._changed.set()
-            if running:
-                return
+    async def _refuse(self, reason: str) -> None:
+        log.warning("%s: refused: %s", self.pv, reason)
+        await self._write(LVIO=1)
+        await self._publish_target(self._rest if self._motion is None else self._target)
+        if self._motion is None:
+            await self._write(DMOV=0)
+            await self._write(DMOV=1)
+
+    def _set_out(self, target: float, velocity: float) -> None:
+        """Begin a motion, or give the running one a new target; nothing is awaited after the guard's yes."""
+        here = self.dial
+        self._target = target
+        self._motion = Motion(
+            here, self._reachable(here, target), self._clock.now(), velocity, self._field("ACCL").value
+        )
+        if self._traveller is None:
             self._idle.clear()
-            await self._write(DMOV=0, MOVN=1, MIP=0x20, TDIR=int(target >= here), ATHM=0)
-            await self._publish_status(moving=True)
-            self._traveller = asyncio.create_task(self._travel())
+            self._activity = Activity(self._clock, together=True)
+            self._traveller = asyncio.create_task(self._travel(self._activity))
+        elif self._activity is not None:
+            self._activity.rouse()
+        for watcher in self.watchers:
+            watcher()
 
-    async def _travel(self) -> None:
-        """Publish the readback until the target of the latest motion is reached."""
+    def _reachable(self, here: float, target: float) -> float:
+        """Where a motion towards `target` ends: short of it with lost steps, at a switch, or where it began."""
+        if self._stalled:
+            return here
+        low, high = self._switches
+        if target > here:
+            return max(here, min(target - self.lost, high))
+        return min(here, max(target + self.lost, low))
+
+    async def _travel(self, activity: Activity) -> None:
+        """Publish what happens until there is no motion left."""
+        with activity:
+            while (motion := self._motion) is not None:
+                await self._write(DMOV=0, MOVN=1, MIP=0x20, TDIR=int(self._target >= motion.start), ATHM=0)
+                await self._publish_status()
+                await self._follow(activity)
+                await self._publish_readback()
+                await self._publish_status()
+                await self._write(MISS=int(self._is_short()), MIP=0, MOVN=0, DMOV=1)
+                if self._field("SPMG").value == "Move":
+                    await self._write(SPMG="Pause")
+        self._traveller = self._activity = None
+        self._idle.set()
+
+    async def _follow(self, activity: Activity) -> None:
+        """Publish the readback until the target of the latest motion is reached, or given up."""
         while (motion := self._motion) is not None:
-            self._changed.clear()
-            left = motion.end - time.monotonic()
-            if left > 0:
-                try:
-                    await asyncio.wait_for(self._changed.wait(), min(TICK_S, left))
-                except TimeoutError:
-                    await self._publish_readback(self.dial)
-            else:
-                await self._finish(motion)
-
-    async def _finish(self, motion: Motion) -> None:
-        """Come to rest, unless a new target has arrived meanwhile."""
-        async with self._transition:
+            nap = activity.nap(motion.end)
+            while not nap.done():
+                await asyncio.wait([nap], timeout=TICK_S)
+                await self._publish_readback()
             if self._motion is not motion:
-                return
+                continue
             self._rest, self._motion = motion.target, None
-            await self._publish_readback(self._rest)
-            await self._publish_status(moving=False)
-            await self._write(MIP=0, MOVN=0, DMOV=1)
-            self._idle.set()
+            if self._may_retry():
+                self._retries += 1
+                self._set_out(self._target, motion.velocity)
+                await self._write(RCNT=self._retries)
+
+    def _is_short(self) -> bool:
+        return abs(self._target - self.dial) > self._field("RDBD").value
+
+    def _may_retry(self) -> bool:
+        low, high = self._switches
+        blocked = self._stalled or not low < self._rest < high
+        return self._is_short() and not blocked and self._retries < self._field("RTRY").value
 
     async def stop(self) -> None:
         """Stop where the motor stands; the setpoint becomes that position."""
-        async with self._transition:
-            if self._motion is None:
-                return
-            here = self.dial
-            self._motion = Motion(here, here, time.monotonic(), 0.0)
-            self._changed.set()
+        if self._motion is None:
+            return
+        here = self.dial
+        self._set_out(here, self._motion.velocity)
         await self._publish_target(here)
         await self._idle.wait()
 
     # -- what clients may write: one handler per field, given the field and the value --------------
     async def _on_val(self, field: Any, user: float) -> None:
-        """Move, or with SET redefine; put-completion comes at rest."""
+        """Move, or with SET redefine (unless FOFF is frozen); put-completion comes at rest."""
         if self._field("SET").value == "Set":
-            await self._write(OFF=user - self._sign * self.dial)
+            if self._field("FOFF").value == "Variable" and math.isfinite(user):
+                await self._write(OFF=user - self._sign * self.dial)
             await self._publish_frame()
         else:
             await self.move(self._to_dial(user))
         raise SkipWrite
 
     async def _on_dval(self, field: Any, dial: float) -> None:
-        await self.move(dial)
+        if self._field("SET").value == "Use":
+            await self.move(dial)
+        else:
+            await self._publish_frame()  # an absolute encoder is not redefined
         raise SkipWrite
+
+    async def _on_rval(self, field: Any, steps: int) -> None:
+        await self._on_dval(field, steps * STEP)
 
     async def _on_rlv(self, field: Any, step: float) -> float:
         await self.move(self._to_dial(self.setpoint.value + step))
@@ -298,10 +381,28 @@ class Motor(PVGroup):
             low, high = self._dial_limits
             await self.move(min(max(0.0, low), high))
             await self._write(ATHM=1)
-            await self._publish_status(moving=False)
+            await self._publish_status()
         return 0
 
     _on_homr = _on_homf
+
+    async def _on_jogf(self, field: Any, pressed: int) -> int:
+        return await self._jog(field, 1, pressed)
+
+    async def _on_jogr(self, field: Any, pressed: int) -> int:
+        return await self._jog(field, -1, pressed)
+
+    async def _jog(self, field: Any, direction: int, pressed: int) -> int:
+        """Run at JVEL while pressed, at most to the soft limit or, without one, to the switch."""
+        if not pressed:
+            await self.stop()
+            return 0
+        await field.write(1, verify_value=False)
+        ends = self._switches if self._dial_limits == (0.0, 0.0) else self._dial_limits
+        await self.move(ends[direction * self._sign > 0], self._field("JVEL").value)
+        if self._motion is None:
+            await self._publish_target(self._rest)
+        return 0
 
     async def _on_stop(self, field: Any, pressed: int) -> int:
         if pressed:
@@ -324,9 +425,28 @@ class Motor(PVGroup):
         """Up to VMAX; what is not positive changes nothing."""
         return min(velocity, self.axis.velocity) if velocity > 0 else field.value
 
+    _on_jvel = _on_velo
+
+    async def _on_accl(self, field: Any, seconds: float) -> float:
+        return seconds if 0 < seconds < math.inf else field.value
+
+    async def _on_rdbd(self, field: Any, deadband: float) -> float:
+        """No less than a step."""
+        return max(deadband, STEP) if math.isfinite(deadband) else field.value
+
+    async def _on_egu(self, field: Any, unit: str) -> str:
+        await self._publish_units(unit, self._field("PREC").value)
+        return unit
+
+    async def _on_prec(self, field: Any, precision: int) -> int:
+        precision = min(max(precision, 0), 15)
+        await self._publish_units(self._field("EGU").value, precision)
+        return precision
+
     async def _on_off(self, field: Any, offset: float) -> None:
-        await self._write(OFF=offset)
-        await self._publish_frame()
+        if math.isfinite(offset):
+            await self._write(OFF=offset)
+            await self._publish_frame()
         raise SkipWrite
 
     async def _on_dir(self, field: Any, direction: str) -> None:
@@ -350,6 +470,7 @@ class Motor(PVGroup):
         await self._set_dial_limits(*[self._to_dial(low), self._to_dial(high)][:: self._sign])
 
     async def _set_dial_limits(self, low: float, high: float) -> None:
-        self._dial_limits = (low, high)
-        await self._publish_limits()
+        if math.isfinite(low) and math.isfinite(high):
+            self._dial_limits = (low, high)
+            await self._publish_limits()
         raise SkipWrite

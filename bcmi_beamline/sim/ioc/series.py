@@ -35,14 +35,21 @@ class SeriesSettings:
     pixel_size: float
     bit_depth: int
     count_cutoff: int
-    pixel_mask: np.ndarray
-    """uint32 (rows, columns), 0 is good."""
     compression: Compression
 
     @property
     def frames(self) -> int:
         """Frames of the whole series."""
         return self.images * self.triggers
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where a series stands."""
+
+    frames: int
+    file: str
+    """That holds the latest frame, or will hold the first."""
 
 
 class Series:
@@ -56,6 +63,10 @@ class Series:
     stem : Path
         Folder and file name up to ``_master.h5`` and ``_data_000001.h5``.
     settings : SeriesSettings
+    pixel_mask : ndarray, (rows, columns), uint32
+        0 is good.
+    resume : bool
+        Take over the files of a process that was killed, mending the last: `close` them then.
 
     Raises
     ------
@@ -63,13 +74,19 @@ class Series:
         One line: the file and why it cannot be written.
     """
 
-    def __init__(self, stem: Path, settings: SeriesSettings) -> None:
+    def __init__(
+        self, stem: Path, settings: SeriesSettings, pixel_mask: np.ndarray, resume: bool = False
+    ) -> None:
         self._stem = stem
         self._settings = settings
+        self._pixel_mask = pixel_mask
         self._file: h5py.File | None = None
         self._files = 0
         self.frames = 0
         """Frames on disk."""
+        if resume:
+            self._take_over()
+            return
         folder = stem.parent
         if not folder.is_dir():
             raise OSError(f"FilePath {folder} is no folder: make it, or set another")
@@ -133,6 +150,18 @@ class Series:
         file.swmr_mode = True
         return file
 
+    def _take_over(self) -> None:
+        """Count what is there, copying a file that was not closed to one that was."""
+        while (path := self.data_file(self._files + 1)).exists():
+            beside = path.with_suffix(".part")
+            with h5py.File(path, "r", libver="latest", swmr=True) as broken:
+                count = broken[DATASET].shape[0]  # pyright: ignore[reportAttributeAccessIssue]
+                with h5py.File(beside, "w", libver="latest") as mended:
+                    broken.copy("entry", mended)
+            beside.replace(path)
+            self._files += 1
+            self.frames += count
+
     def _close_file(self) -> None:
         file, self._file = self._file, None
         if file is not None:
@@ -179,7 +208,7 @@ class Series:
         specific["nimages"] = settings.images
         specific["ntrigger"] = settings.triggers
         specific["countrate_correction_count_cutoff"] = settings.count_cutoff
-        specific.create_dataset("pixel_mask", data=settings.pixel_mask, **_filter("BS LZ4"))
+        specific.create_dataset("pixel_mask", data=self._pixel_mask, **_filter("BS LZ4"))
 
 
 def _filter(compression: Compression) -> dict:

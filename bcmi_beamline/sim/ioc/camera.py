@@ -1,0 +1,164 @@
+"""The near end of the process that makes the frames: it is started, asked, missed and started again."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import multiprocessing
+import subprocess
+import sys
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+from bcmi_beamline.config import Beamline, Preset
+
+log = logging.getLogger(__name__)
+
+STOP_TIMEOUT_S = 10.0
+
+
+class CameraLost(RuntimeError):
+    """The process that makes the frames is gone; the message says how it ended."""
+
+
+class Camera:
+    """The process that makes the frames.
+
+    Parameters
+    ----------
+    beamline : Beamline
+    preset : Preset
+
+    Attributes
+    ----------
+    nominal_pose : dict
+        Readings the operator starts from, once started.
+    on_lost : callable, optional
+        Called with a `CameraLost` when the process dies by itself.
+    """
+
+    def __init__(self, beamline: Beamline, preset: Preset) -> None:
+        self._configuration = beamline.model_dump_json(), preset.model_dump_json()
+        self.nominal_pose: dict[str, float] = {}
+        self.on_lost: Callable[[CameraLost], None] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._connection: Connection | None = None
+        self._ready: asyncio.Future[None] | None = None
+        self._pending: dict[int, asyncio.Future[Any]] = {}
+        self._numbers = itertools.count()
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process."""
+        return self._process.pid if self._process is not None else None
+
+    async def start(self) -> None:
+        """Start the process and wait until it is ready.
+
+        Raises
+        ------
+        CameraLost
+            When it is not.
+        """
+        self._spawn()
+        assert self._ready is not None
+        await self._ready
+
+    def _spawn(self) -> None:
+        near, far = multiprocessing.Pipe()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "bcmi_beamline.sim.ioc.camera_process", str(far.fileno())],
+            stdin=subprocess.DEVNULL,
+            pass_fds=[far.fileno()],
+        )
+        far.close()
+        near.send(self._configuration)
+        self._connection = near
+        loop = asyncio.get_running_loop()
+        self._ready = loop.create_future()
+        loop.add_reader(near.fileno(), self._receive)
+
+    async def ask(self, name: str, *arguments: Any) -> Any:
+        """Have a method of `FrameMaker` called.
+
+        Raises
+        ------
+        OSError, RuntimeError
+            What it raises.
+        CameraLost
+            When the process is gone, or goes before it has answered.
+        """
+        if self._ready is None:
+            raise CameraLost("the process that makes the frames is not running")
+        await asyncio.shield(self._ready)
+        number = next(self._numbers)
+        self._pending[number] = answer = asyncio.get_running_loop().create_future()
+        assert self._connection is not None
+        try:
+            self._connection.send((number, name, arguments))
+        except OSError:
+            pass  # it is gone: the reader tells
+        return await answer
+
+    def _receive(self) -> None:
+        assert self._connection is not None
+        try:
+            message = self._connection.recv()
+        except (EOFError, OSError):
+            self._lose()
+            return
+        assert self._ready is not None
+        if not self._ready.done():
+            self.nominal_pose = message
+            self._ready.set_result(None)
+            return
+        number, error, value = message
+        answer = self._pending.pop(number)
+        if answer.done():  # whoever asked has been cancelled
+            return
+        if error is not None:
+            answer.set_exception(error)
+        else:
+            answer.set_result(value)
+
+    def _lose(self) -> None:
+        """Take leave of a process that has died, tell everybody, and start another if it had ever run."""
+        assert self._process is not None and self._ready is not None
+        self._disconnect()
+        status = self._process.wait(STOP_TIMEOUT_S)
+        how = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
+        lost = CameraLost(f"the process that makes the frames stopped ({how})")
+        log.error("%s", lost)
+        ran, self._ready = self._ready.done(), self._ready
+        pending, self._pending = self._pending, {}
+        if ran:
+            self._spawn()
+        else:
+            self._ready.set_exception(lost)
+            self._ready.exception()  # it may be that nobody waits
+        for answer in pending.values():
+            if not answer.done():
+                answer.set_exception(lost)
+        if ran and self.on_lost is not None:
+            self.on_lost(lost)
+
+    def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            asyncio.get_running_loop().remove_reader(connection.fileno())
+            connection.close()
+
+    async def close(self) -> None:
+        """Let the process close its files and end."""
+        self._disconnect()
+        self._ready = None
+        process, self._process = self._process, None
+        if process is None:
+            return
+        try:
+            await asyncio.to_thread(process.wait, STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
