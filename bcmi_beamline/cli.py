@@ -194,14 +194,35 @@ def simulate(
     preset: PresetOption = "small",
     beamline: BeamlineOption = "sim-id01",
     modulator: Annotated[bool, typer.Option(help="Rock with the modulator in, or out.")] = True,
+    crystal: Annotated[
+        Path | None, typer.Option(help="An own crystal: TOML, .npy, .npz or HDF5, instead of the preset's.")
+    ] = None,
+    truth: Annotated[
+        Path | None, typer.Option(help="A CXI file for what was simulated: object, modulator, drift.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes; by default one for each core.")
+    ] = None,
 ) -> None:
     """Write frames from the physics alone, without Channel Access."""
     from bcmi_beamline import data
-    from bcmi_beamline.config import load_beamline, load_preset
+    from bcmi_beamline.config import load_beamline, load_crystal, load_preset
     from bcmi_beamline.truth import simulated_scan
 
+    settings = load_preset(preset)
+    if crystal is not None:
+        sim = settings.sim.model_copy(update={"crystal": load_crystal(crystal)})
+        settings = settings.model_copy(update={"sim": sim})
     with shown(f"Simulating {kind.value}") as progress:
-        scan = simulated_scan(kind.value, load_beamline(beamline), load_preset(preset), modulator, progress)
+        scan = simulated_scan(
+            kind.value,
+            load_beamline(beamline),
+            settings,
+            modulator,
+            progress,
+            workers or os.cpu_count() or 1,
+            truth,
+        )
         data.write_cxi(output, scan)
     print(f"{output}: {scan!r}")
 

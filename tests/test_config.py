@@ -56,7 +56,7 @@ def test_a_wrong_beamline_names_file_and_key_in_one_line(tmp_path, old, new, key
 
 
 def test_unknown_names_list_the_known_ones(tmp_path):
-    with pytest.raises(ConfigError, match="choose from paper-hs, paper-ls, small"):
+    with pytest.raises(ConfigError, match="choose from extreme, paper-hs, paper-ls, small"):
         load_preset("huge")
     with pytest.raises(ConfigError, match="cannot be read"):
         load_preset(tmp_path / "absent.toml")

@@ -287,10 +287,10 @@ class PlanSettings(_Model):
 
 
 class FacetSettings(_Model):
-    """One facet of a crystal's own shape."""
+    """A family of facets that cubic symmetry makes equal."""
 
     hkl: tuple[int, int, int]
-    """Outward normal in the cubic axes of the crystal."""
+    """Outward normal of one of them in the cubic axes of the crystal."""
     distance: Positive = 1.0
     """From the centre, relative to the other facets; `CrystalSettings.size_nm` sets the scale."""
 
@@ -298,14 +298,16 @@ class FacetSettings(_Model):
 class CrystalSettings(_Model):
     """The simulated crystal: grown from these numbers, or read from `array`."""
 
-    size_nm: Vector3 = (520.0, 740.0, 850.0)
+    size_nm: tuple[Positive, Positive, Positive] = (520.0, 740.0, 850.0)
     """Edge to edge along x', y', z' of the detector frame."""
     strain: Positive = 0.0005
     """The 1-99 percentile of du/dx along Q reaches from minus to plus this."""
     edge_nm: Positive = 8.0
     """Softness of the facets, so that the sampling grid leaves no steps."""
     facets: list[FacetSettings] = []
-    """The shape; where empty {111} and {100}, each at its own random distance."""
+    """The shape; where empty {111} and, 1.15 times as far, {100}."""
+    unevenness: float = Field(default=0.15, ge=0, lt=1)
+    """Growth makes no two facets equal: their distances spread at random by this part."""
     azimuth_deg: float | None = None
     """Of the crystal about Q; where absent drawn from the seed."""
     random: float = Field(default=1.0, ge=0)

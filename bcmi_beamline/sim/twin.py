@@ -26,7 +26,7 @@ from bcmi_beamline.sim.nuisances import (
     RingCurrent,
     Temperatures,
 )
-from bcmi_beamline.sim.optics import DetectorWindow
+from bcmi_beamline.sim.optics import DetectorWindow, centred, fresnel_matrix
 
 INCIDENT_FLUX = 1e10
 """Photons per second that the monitor reads at the nominal setting, full ring."""
@@ -291,10 +291,10 @@ class Twin:
         ValueError
             When `pose` names an axis there is none of, or a reading is not finite.
         """
-        pose = self._complete(pose, time_s)
+        middle = time_s + exposure_s / 2
+        pose = self._complete(pose, middle)
         photons, corner = None, (0, 0)
         if pose["shutter"] and (beam := self._beam_pixel(pose)) is not None:
-            middle = time_s + exposure_s / 2
             whole = np.rint(beam).astype(int)
             flux = self._flux_noise(middle)
             rate = self._rate(self._true_pose(pose, time_s), tuple(beam - whole), middle)
@@ -345,6 +345,35 @@ class Twin:
             transmission = np.moveaxis(np.fft.ifft(kept, axis=0), 0, axis) / finer
         return transmission.astype(np.complex64)
 
+    def truth_probe(self, pixel_size: float, size: int) -> np.ndarray:
+        """The Bragg beam where the modulator stands at `aligned_pose`, its first coherence mode.
+
+        Parameters
+        ----------
+        pixel_size : float
+            m.
+        size : int
+            Index ``size // 2`` is the beam axis.
+
+        Returns
+        -------
+        ndarray, (size, size), complex64
+            Square root of photons per second and pixel.
+        """
+        pose = self.aligned_pose()
+        light = self._light(pose)
+        _, tilt = max(light.modes(self._incident.modes), key=lambda mode: mode[0])
+        wave = self._exit_wave(pose, 0.0, light, tilt)
+        if wave is None:
+            raise ValueError("the reflection is out of reach at the nominal pose")
+        distance = self.truth_distance() - float(wave.place[2])
+        target = centred(size, pixel_size)
+        rows, columns = (
+            fresnel_matrix(target, source + place, light.wavelength, distance)
+            for source, place in zip((wave.rows, wave.columns), wave.place[:2], strict=True)
+        )
+        return (rows @ wave.wave @ columns.T) * np.float32(pixel_size)
+
     def truth_distance(self, pose: Mapping[str, float] | None = None) -> float:
         """Crystal to modulator along the beam at `pose` (`aligned_pose` by default), m."""
         return self._placement(self.aligned_pose() if pose is None else self._complete(pose)).distance
@@ -357,8 +386,8 @@ class Twin:
 
     def truth_state(self, pose: Mapping[str, float], exposure_s: float, time_s: float = 0.0) -> TrueState:
         """What `frame` with the same arguments was made from."""
-        pose = self._complete(pose, time_s)
         middle = time_s + exposure_s / 2
+        pose = self._complete(pose, middle)
         true = self._true_pose(pose, time_s)
         turned = self._circles(true) @ self._bragg.T
         axis = self.geometry.rocking_axis
