@@ -15,6 +15,8 @@ import hdf5plugin
 import numpy as np
 from scipy import constants
 
+from bcmi_beamline.data._unflagged import Unflagged
+
 
 class FileError(ValueError):
     """A file that cannot be used; the message is one line: file, dataset, what is wrong, the mend."""
@@ -50,6 +52,9 @@ UNITS: dict[str, dict[str, float]] = {
 """Factor to m, deg and J of each spelling of a unit."""
 
 _MAX_LINKS = 16
+_BOMB_BYTES = 2**30
+_BOMB_RATIO = 300
+"""LZ4 shrinks nothing by more than 255; what declares more than that holds no measurement."""
 
 
 def physical_memory() -> int:
@@ -57,16 +62,32 @@ def physical_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _open(path: Path) -> h5py.File:
+def open_hdf5(path: Path) -> h5py.File:
+    """Open for reading, whether finished, still written, or left behind by a writer that died.
+
+    Raises
+    ------
+    OSError
+        As HDF5 says.
+    """
     try:
         return h5py.File(path, "r")
+    except OSError as error:
+        if "open for write" not in str(error) and "to lock file" not in str(error):
+            raise
+        return h5py.File(Unflagged(path), "r")
+
+
+def _open(path: Path) -> h5py.File:
+    try:
+        return open_hdf5(path)
     except FileNotFoundError:
         raise file_error(path, "file", "does not exist", "check the path") from None
     except IsADirectoryError:
         raise file_error(path, "file", "is a folder", "name a file in it") from None
     except PermissionError:
         raise file_error(path, "file", "may not be read", "ask its owner for permission") from None
-    except OSError as error:
+    except (OSError, RuntimeError, ValueError) as error:
         text = str(error)
         if "truncated" in text:
             raise file_error(path, "file", "is truncated", "copy or write it again") from None
@@ -164,8 +185,17 @@ class Reader:
         """Whether the file holds `name`."""
         return self.find(name) is not None
 
-    def dataset(self, *names: str) -> h5py.Dataset:
-        """Return the first of `names` that exists: numbers, stored in this folder, that fit into memory."""
+    def links(self, name: str) -> bool:
+        """Whether the file has a link `name`, wherever it leads."""
+        group, _, last = name.rpartition("/")
+        node = self.find(group)
+        return isinstance(node, h5py.Group) and node.get(last, getlink=True) is not None
+
+    def dataset(self, *names: str, whole: bool = True) -> h5py.Dataset:
+        """Return the first of `names` that exists: numbers, stored in this folder.
+
+        They fit into memory and are no decompression bomb where they are to be read `whole`.
+        """
         node, name = self.find(*names), names[0]
         if node is None:
             raise self.fail(name, "is missing", "add it or name another file")
@@ -185,13 +215,19 @@ class Reader:
             raise self.fail(
                 name, f"is compressed with the unknown HDF5 filter {unknown}", "install its plugin"
             )
-        if size > physical_memory():
-            raise self.fail(
-                name,
-                f"declares {size / 1e9:.3g} GB, more than this machine's memory",
-                "crop or split it, or repair its shape",
-            )
+        if whole:
+            self._check_size(node, name, size)
         return node
+
+    def _check_size(self, node: h5py.Dataset, name: str, size: int) -> None:
+        mend = "crop or split it, or repair its shape"
+        if size > physical_memory():
+            raise self.fail(name, f"declares {size / 1e9:.3g} GB, more than this machine's memory", mend)
+        if size > _BOMB_BYTES and not node.is_virtual:
+            stored = node.id.get_storage_size()
+            if size > _BOMB_RATIO * stored:
+                wrong = f"declares {size / 1e9:.3g} GB but stores {stored / 1e6:.3g} MB"
+                raise self.fail(name, wrong, mend)
 
     def _raw_neighbour(self, name: str, where: str) -> None:
         target = (self.path.resolve().parent / name).resolve()

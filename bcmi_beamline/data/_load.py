@@ -5,17 +5,16 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 from urllib.parse import unquote, urlparse
 
 import h5py
 import hdf5plugin  # noqa: F401  registers the bitshuffle-LZ4 filter
 import numpy as np
-from scipy import ndimage
 
-from bcmi_beamline.data._hdf5 import FileError, Reader, file_error
+from bcmi_beamline.data._clean import FrameSource, clean_frames
+from bcmi_beamline.data._hdf5 import FileError, Reader, file_error, open_hdf5
 from bcmi_beamline.data.catalog import Catalog
 from bcmi_beamline.data.cxi import read_cxi, write_cxi
 from bcmi_beamline.geometry import Geometry
@@ -25,21 +24,6 @@ Scan = RockingScan | PtychographyScan
 
 IMAGE = "eiger_image"
 PIXEL_MASK = "/entry/instrument/detector/detectorSpecific/pixel_mask"
-_BLOCK_BYTES = 64 * 2**20
-_HOT_FACTOR = 5.0
-_DEAD_NEIGHBOURS = 100.0
-_FEWEST_FRAMES = 8
-_NEIGHBOURS = np.array([[1, 1, 1], [1, 0, 1], [1, 1, 1]], bool)
-
-
-class _FrameSource(Protocol):
-    """Frames of one window, read when sliced along the first axis; unsigned integers."""
-
-    @property
-    def shape(self) -> tuple[int, int, int]: ...
-    @property
-    def dtype(self) -> np.dtype: ...
-    def __getitem__(self, key: slice, /) -> np.ndarray: ...
 
 
 # -- where frames come from -------------------------------------------------------------------------
@@ -60,7 +44,7 @@ class _LocalFrames:
     @contextlib.contextmanager
     def _open(self, path: Path) -> Iterator[h5py.Dataset]:
         try:
-            with _open_finished_or_growing(path) as file:
+            with open_hdf5(path) as file:
                 frames = file.get(self._dataset)
                 if not isinstance(frames, h5py.Dataset) or frames.ndim != 3 or frames.dtype.kind != "u":
                     raise file_error(path, self._dataset, "holds no frames", "restore the detector's files")
@@ -75,16 +59,6 @@ class _LocalFrames:
                 for place in np.flatnonzero(self._file_of[wanted] == number):
                     out[place] = frames[(self._row_of[wanted[place]], *cut)]
         return out
-
-
-def _open_finished_or_growing(path: Path) -> h5py.File:
-    """Open for reading; only a file that its writer still holds in SWMR mode (HDF5 hangs on broken ones)."""
-    try:
-        return h5py.File(path, "r")
-    except OSError as error:
-        if "open for write" not in str(error) and "to lock file" not in str(error):
-            raise
-        return h5py.File(path, "r", libver="latest", swmr=True)
 
 
 class _ServedFrames:
@@ -112,99 +86,6 @@ class _WindowFrames:
 
     def __getitem__(self, key: slice, /) -> np.ndarray:
         return self._source.read(self._wanted[key], self._cut)
-
-
-class _CleanFrames:
-    """Frames as float32, bad pixels 0, lost counts (``invalid``) at the cutoff."""
-
-    ndim = 3
-    dtype = np.dtype(np.float32)
-
-    def __init__(self, source: _FrameSource, mask: np.ndarray, invalid: int, cutoff: float | None) -> None:
-        self._source, self._mask, self._invalid, self._cutoff = source, mask, invalid, cutoff
-        self.shape = source.shape
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, key: slice, /) -> np.ndarray:
-        counts = self._source[key]
-        frames = counts.astype(np.float32)
-        if self._cutoff is not None:
-            frames[counts == self._invalid] = self._cutoff
-        frames[:, self._mask] = 0
-        return frames
-
-
-# -- bad pixels -------------------------------------------------------------------------------------
-@dataclass
-class _Survey:
-    """What each pixel did over a scan, (rows, columns) each."""
-
-    total: np.ndarray
-    """Counts of all frames but the one with most, so that a single cosmic ray condemns no pixel."""
-    counting: np.ndarray
-    """Frames with any counts."""
-    invalid: np.ndarray
-    """Frames without a valid count."""
-    saturated: np.ndarray
-    """Whether any frame reached the cutoff."""
-
-
-def _survey(source: _FrameSource, invalid: int, cutoff: float | None) -> _Survey:
-    shape = source.shape[1:]
-    total, largest = np.zeros(shape), np.zeros(shape)
-    counting, lost, saturated = np.zeros(shape, int), np.zeros(shape, int), np.zeros(shape, bool)
-    step = _frames_per_block(source)
-    for start in range(0, source.shape[0], step):
-        counts = source[start : start + step]
-        bad = counts == invalid
-        valid = np.where(bad, 0, counts)
-        total += valid.sum(axis=0, dtype=float)
-        largest = np.maximum(largest, valid.max(axis=0))
-        counting += np.count_nonzero(valid, axis=0)
-        lost += bad.sum(axis=0)
-        if cutoff is not None:
-            saturated |= (valid >= cutoff).any(axis=0)
-    return _Survey(total - largest, counting, lost, saturated)
-
-
-def _frames_per_block(source: _FrameSource) -> int:
-    return max(1, _BLOCK_BYTES // int(np.prod(source.shape[1:]) * source.dtype.itemsize))
-
-
-def find_hot_and_dead(total: np.ndarray, counting: np.ndarray, frames: int, mask: np.ndarray) -> np.ndarray:
-    """Pixels that disagree with all their neighbours in a way no far field does.
-
-    An oversampled far field changes little from pixel to pixel. Hot: counts in half the frames or more and
-    five times more than the best of its eight neighbours. Dead: no count at all where each neighbour has a
-    hundred.
-
-    Parameters
-    ----------
-    total : ndarray, (Ny, Nx)
-        Counts over the scan.
-    counting : ndarray, (Ny, Nx)
-        Frames in which the pixel counted.
-    frames : int
-        Frames in all; with fewer than eight nothing is judged.
-    mask : ndarray, (Ny, Nx), bool
-        Pixels known to be bad, which judge no others.
-
-    Returns
-    -------
-    ndarray, (Ny, Nx), bool
-    """
-    if frames < _FEWEST_FRAMES:
-        return np.zeros_like(mask)
-    known = np.where(mask, 0, total)
-    best = ndimage.maximum_filter(known, footprint=_NEIGHBOURS, mode="constant", cval=0)
-    hot = (2 * counting >= frames) & (known > _HOT_FACTOR * (best + np.sqrt(best)))
-    worst = ndimage.minimum_filter(
-        np.where(mask, np.inf, total), footprint=_NEIGHBOURS, mode="constant", cval=np.inf
-    )
-    dead = (total == 0) & (worst >= _DEAD_NEIGHBOURS) & np.isfinite(worst)
-    return (hot | dead) & ~mask
 
 
 # -- runs -------------------------------------------------------------------------------------------
@@ -344,20 +225,13 @@ def _scan(client: Any, *, in_memory: bool) -> Scan:
         raise run.fail("start document", f"geometry: {error}", "correct it") from None
     axes = run.axes()
     window, bad = run.frames(len(axes[0]))
-    source: _FrameSource = window[:] if in_memory else window  # pyright: ignore[reportAssignmentType]
+    source: FrameSource = window[:] if in_memory else window
 
     cutoff = run.start["detector"].get("count_cutoff")
     cutoff = None if cutoff is None else float(np.float32(cutoff))
-    invalid = int(np.iinfo(source.dtype).max)
-    seen = _survey(source, invalid, cutoff)
-    if run.kind == "rocking" and cutoff is not None:
-        bad |= seen.invalid == len(axes[0])  # the others are known to be saturated, frame by frame
-    else:
-        bad |= (seen.invalid > 0) | seen.saturated
-    bad |= find_hot_and_dead(seen.total, seen.counting, len(axes[0]), bad)
+    clean, bad = clean_frames(source, bad, cutoff, per_frame=run.kind == "rocking")
     if bad.all():
         raise run.fail("window", "every pixel is masked", "move the window off the gaps")
-    clean = _CleanFrames(source, bad, invalid, cutoff)
     frames = cast(np.ndarray, clean[:] if in_memory else clean)
     flux = _relative(run.optional("monitor_flux"))
     metadata = run.metadata()

@@ -21,6 +21,7 @@ import h5py
 import numpy as np
 from scipy import constants
 
+from bcmi_beamline.data._clean import frames_per_block
 from bcmi_beamline.data._hdf5 import Reader, atomic_file, bitshuffle_lz4, file_error, to_json
 from bcmi_beamline.geometry import HC_EV_M, Arm, Geometry, wavelength_from_energy
 from bcmi_beamline.scans import Modulator, PtychographyScan, Reconstruction, RockingScan
@@ -48,7 +49,6 @@ _DISTANCE_RANGE = 1e-4, 1e3
 _PIXEL_RANGE = 1e-8, 1e-2
 _SPACING_RANGE = 1e-11, 1e-7
 _TWO_THETA_SLACK_DEG = 1.0  # strain and a detector off centre move a peak by less
-_BLOCK_BYTES = 64 * 2**20
 
 
 def sha256(path: str | Path) -> str:
@@ -89,7 +89,7 @@ def write_cxi(
         _WRITERS[type(content)](file, content)
         for name, values in (crystal or {}).items():
             unit = {"displacement": "m", "voxel_size": "m"}.get(name)
-            _put(file, f"{CRYSTAL}/{name}", values, unit)
+            put(file, f"{CRYSTAL}/{name}", values, unit)
 
 
 def write_rocking(path: str | Path, scan: RockingScan) -> None:
@@ -114,7 +114,7 @@ def write_reconstruction(
     write_cxi(path, result, crystal=crystal)
 
 
-def _put(file: h5py.File, name: str, values: Any, unit: str | None = None) -> None:
+def put(file: h5py.File, name: str, values: Any, unit: str | None = None) -> None:
     """Store `values` unless None; large arrays with gzip, which every HDF5 reads."""
     if values is None:
         return
@@ -125,50 +125,53 @@ def _put(file: h5py.File, name: str, values: Any, unit: str | None = None) -> No
         file[name].attrs["units"] = unit
 
 
-def _put_frames(file: h5py.File, scan: RockingScan | PtychographyScan) -> None:
+def put_frames(file: h5py.File, name: str, frames: Any) -> None:
     """Counts, one compressed chunk a frame, copied in blocks; unsigned integers stay, else float32."""
-    frames = scan.frames
     dtype = frames.dtype if frames.dtype.kind == "u" else np.dtype(np.float32)
-    out = file.create_dataset(FRAMES, frames.shape, dtype, chunks=(1, *frames.shape[1:]), **bitshuffle_lz4())
-    step = max(1, _BLOCK_BYTES // (int(np.prod(frames.shape[1:])) * dtype.itemsize))
+    out = file.create_dataset(name, frames.shape, dtype, chunks=(1, *frames.shape[1:]), **bitshuffle_lz4())
+    step = frames_per_block(frames)
     for start in range(0, len(frames), step):
         out[start : start + step] = frames[start : start + step]
+
+
+def _put_frames(file: h5py.File, scan: RockingScan | PtychographyScan) -> None:
+    put_frames(file, FRAMES, scan.frames)
     file[f"{DETECTOR}/data"] = h5py.SoftLink(FRAMES)
-    _put(file, f"{DETECTOR}/mask", scan.mask.astype(np.uint32))
-    _put(file, FLUX, scan.flux)
+    put(file, f"{DETECTOR}/mask", scan.mask.astype(np.uint32))
+    put(file, FLUX, scan.flux)
 
 
 def _put_detector(file: h5py.File, energy: float, distance: float, pixel: float, frame: np.ndarray) -> None:
     """Source and detector; `energy` J; rows of `frame` are x', y' of the detector in the laboratory."""
-    _put(file, f"{SOURCE}/energy", energy, "J")
-    _put(file, f"{DETECTOR}/distance", distance, "m")
-    _put(file, f"{DETECTOR}/x_pixel_size", pixel, "m")
-    _put(file, f"{DETECTOR}/y_pixel_size", pixel, "m")
-    _put(file, f"{DETECTOR}/basis_vectors", np.stack([-frame[1], frame[0]], axis=1) * pixel, "m")
+    put(file, f"{SOURCE}/energy", energy, "J")
+    put(file, f"{DETECTOR}/distance", distance, "m")
+    put(file, f"{DETECTOR}/x_pixel_size", pixel, "m")
+    put(file, f"{DETECTOR}/y_pixel_size", pixel, "m")
+    put(file, f"{DETECTOR}/basis_vectors", np.stack([-frame[1], frame[0]], axis=1) * pixel, "m")
 
 
 def _put_geometry(file: h5py.File, geometry: Geometry) -> None:
     energy = geometry.energy_ev * constants.e
     _put_detector(file, energy, geometry.detector_distance, geometry.pixel_size, geometry.detector_frame)
-    _put(file, f"{DETECTOR}/arm", geometry.arm)
-    _put(file, f"{DETECTOR}/arm_sign", geometry.arm_sign)
-    _put(file, f"{SAMPLE}/unit_cell_plane_spacing", geometry.plane_spacing, "m")
-    _put(file, f"{STAGES}/two_theta", np.rad2deg(geometry.two_theta), "deg")
-    _put(file, f"{STAGES}/rocking_axis", geometry.rocking_axis)
-    _put(file, f"{STAGES}/rocking_gradient", geometry.rocking_gradient, "1/m/rad")
+    put(file, f"{DETECTOR}/arm", geometry.arm)
+    put(file, f"{DETECTOR}/arm_sign", geometry.arm_sign)
+    put(file, f"{SAMPLE}/unit_cell_plane_spacing", geometry.plane_spacing, "m")
+    put(file, f"{STAGES}/two_theta", np.rad2deg(geometry.two_theta), "deg")
+    put(file, f"{STAGES}/rocking_axis", geometry.rocking_axis)
+    put(file, f"{STAGES}/rocking_gradient", geometry.rocking_gradient, "1/m/rad")
     if geometry.modulator_distance:
-        _put(file, f"{MODULATOR}/sample_distance", geometry.modulator_distance, "m")
+        put(file, f"{MODULATOR}/sample_distance", geometry.modulator_distance, "m")
 
 
 def _put_rocking(file: h5py.File, scan: RockingScan) -> None:
     _put_frames(file, scan)
     _put_geometry(file, scan.geometry)
-    _put(file, f"{STAGES}/rocking_angle", scan.angles_deg, "deg")
-    _put(file, f"{DETECTOR}/count_cutoff", scan.count_cutoff)
-    _put(file, f"{MODULATOR}/position", scan.modulator_position, "m")
+    put(file, f"{STAGES}/rocking_angle", scan.angles_deg, "deg")
+    put(file, f"{DETECTOR}/count_cutoff", scan.count_cutoff)
+    put(file, f"{MODULATOR}/position", scan.modulator_position, "m")
     calibration = scan.metadata.get("calibration") or {}
-    _put(file, f"{MODULATOR}/calibration_uid", calibration.get("uid"))
-    _put(file, f"{MODULATOR}/calibration_sha256", calibration.get("sha256"))
+    put(file, f"{MODULATOR}/calibration_uid", calibration.get("uid"))
+    put(file, f"{MODULATOR}/calibration_sha256", calibration.get("sha256"))
 
 
 def _put_ptychography(file: h5py.File, scan: PtychographyScan) -> None:
@@ -176,43 +179,43 @@ def _put_ptychography(file: h5py.File, scan: PtychographyScan) -> None:
     energy = HC_EV_M / scan.wavelength * constants.e
     distance = scan.propagation_distance + scan.sample_distance
     _put_detector(file, energy, distance, scan.pixel_size, np.eye(3))
-    _put(file, f"{SOURCE}/wavelength", scan.wavelength, "m")
+    put(file, f"{SOURCE}/wavelength", scan.wavelength, "m")
     translation = np.column_stack([scan.positions, np.zeros(len(scan.positions))])
-    _put(file, f"{STAGES}/translation", translation, "m")
-    _put(file, INITIAL_PROBE, scan.initial_probe)
+    put(file, f"{STAGES}/translation", translation, "m")
+    put(file, INITIAL_PROBE, scan.initial_probe)
     if scan.sample_distance:
-        _put(file, f"{MODULATOR}/sample_distance", scan.sample_distance, "m")
+        put(file, f"{MODULATOR}/sample_distance", scan.sample_distance, "m")
 
 
 def _put_modulator(file: h5py.File, modulator: Modulator) -> None:
     for name in ("pixel_size", "sample_distance", "sample_distance_error", "centre"):
-        _put(file, f"{MODULATOR}/{name}", getattr(modulator, name), "m")
-    _put(file, f"{MODULATOR}/transmission", modulator.transmission.astype(np.complex64))
+        put(file, f"{MODULATOR}/{name}", getattr(modulator, name), "m")
+    put(file, f"{MODULATOR}/transmission", modulator.transmission.astype(np.complex64))
     if modulator.trusted is not None:
-        _put(file, f"{MODULATOR}/trusted", modulator.trusted.astype(np.uint8))
-    _put(file, f"{MODULATOR}/positions", modulator.positions, "m")
-    _put(file, f"{MODULATOR}/positions_start", modulator.positions_start, "m")
-    _put(file, f"{MODULATOR}/r2", modulator.r2)
-    _put(file, f"{MODULATOR}/free_llk", modulator.free_llk)
+        put(file, f"{MODULATOR}/trusted", modulator.trusted.astype(np.uint8))
+    put(file, f"{MODULATOR}/positions", modulator.positions, "m")
+    put(file, f"{MODULATOR}/positions_start", modulator.positions_start, "m")
+    put(file, f"{MODULATOR}/r2", modulator.r2)
+    put(file, f"{MODULATOR}/free_llk", modulator.free_llk)
     for name in ("run_uid", "created"):
         if modulator.metadata.get(name) is not None:
-            _put(file, f"{MODULATOR}/{name}", str(modulator.metadata[name]))
+            put(file, f"{MODULATOR}/{name}", str(modulator.metadata[name]))
     if configuration := modulator.metadata.get("configuration"):
-        _put(file, f"{MODULATOR}/configuration", to_json(configuration))
-    _put(file, PROBE, modulator.probe.astype(np.complex64))
+        put(file, f"{MODULATOR}/configuration", to_json(configuration))
+    put(file, PROBE, modulator.probe.astype(np.complex64))
 
 
 def _put_reconstruction(file: h5py.File, result: Reconstruction) -> None:
     _put_geometry(file, result.geometry)
-    _put(file, f"{IMAGE}/data", result.image.astype(np.complex64))
-    _put(file, f"{IMAGE}/mask", result.support.astype(np.uint8))
-    _put(file, f"{IMAGE}/voxel_size", result.voxel_size, "m")
-    _put(file, f"{IMAGE}/shear", result.shear)
-    _put(file, f"{PROCESS}/configuration", to_json(result.configuration))
-    _put(file, f"{PROCESS}/free_llk", result.free_llk)
-    _put(file, f"{PROCESS}/error", result.error)
-    _put(file, f"{PROCESS}/drift", result.drift, "m")
-    _put(file, f"{PROCESS}/modes_weights", result.mode_weights)
+    put(file, f"{IMAGE}/data", result.image.astype(np.complex64))
+    put(file, f"{IMAGE}/mask", result.support.astype(np.uint8))
+    put(file, f"{IMAGE}/voxel_size", result.voxel_size, "m")
+    put(file, f"{IMAGE}/shear", result.shear)
+    put(file, f"{PROCESS}/configuration", to_json(result.configuration))
+    put(file, f"{PROCESS}/free_llk", result.free_llk)
+    put(file, f"{PROCESS}/error", result.error)
+    put(file, f"{PROCESS}/drift", result.drift, "m")
+    put(file, f"{PROCESS}/modes_weights", result.mode_weights)
 
 
 _WRITERS: dict[type, Any] = {

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bcmi_beamline import data
-from bcmi_beamline.data._load import find_hot_and_dead
+from bcmi_beamline.data._clean import find_hot_and_dead
 from bcmi_beamline.geometry import Geometry
 from bcmi_beamline.scans import PtychographyScan, RockingScan
 
@@ -146,8 +146,7 @@ def test_export_is_what_load_gives(catalog, tmp_path, kind, monkeypatch):
         values = {"nanogoniometer_x": np.arange(12.0), "nanogoniometer_y": np.arange(12.0) ** 2}
         start = PTYCHOGRAPHY
     uid = store(catalog, tmp_path, frames, values, start)
-    for module in ("_load", "cxi"):  # many small blocks
-        monkeypatch.setattr(f"bcmi_beamline.data.{module}._BLOCK_BYTES", 5 * 16 * 16 * 4)
+    monkeypatch.setattr("bcmi_beamline.data._clean.BLOCK_BYTES", 5 * 16 * 16 * 4)  # many small blocks
     data.export(catalog.run(uid), tmp_path / "a.cxi")
     loaded, exported = data.load(uid, catalog), data.load(tmp_path / "a.cxi")
     for name, value in vars(loaded).items():
@@ -163,8 +162,7 @@ def test_export_is_what_load_gives(catalog, tmp_path, kind, monkeypatch):
 def test_export_reads_only_a_block_at_a_time(catalog, tmp_path, monkeypatch):
     from bcmi_beamline.data import _load
 
-    monkeypatch.setattr("bcmi_beamline.data._load._BLOCK_BYTES", 2000)
-    monkeypatch.setattr("bcmi_beamline.data.cxi._BLOCK_BYTES", 2000)
+    monkeypatch.setattr("bcmi_beamline.data._clean.BLOCK_BYTES", 2000)
     uid = store(catalog, tmp_path, poisson((12, *SHAPE)), rocking_values(12), ROCKING)
     most, read = [], _load._LocalFrames.read
     monkeypatch.setattr(
