@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ophyd import Device, EpicsSignalRO
+from ophyd import Device, EpicsSignalRO, Signal
 from ophyd import FormattedComponent as FCpt
 from ophyd.utils import LimitError
 
@@ -78,6 +78,8 @@ class Devices:
     shutter: Shutter
     monitor: Monitor
     ring_current: EpicsSignalRO
+    sentinel: Signal
+    """1 while a frame is taken that belongs to no point of the scan."""
     rock_with_modulator: Any
     """Rocks the crystal with the modulator in: the circle itself where it leaves the modulator still, else a
     `CompensatedRock`."""
@@ -141,6 +143,7 @@ def make_devices(beamline: Beamline, prefix: str | None = None) -> Devices:
         shutter=Shutter(pre + beamline.shutter_pv, name="shutter"),
         monitor=Monitor(pre + beamline.monitor_pv, name="monitor"),
         ring_current=EpicsSignalRO(pre + beamline.ring_current_pv, name="ring_current", auto_monitor=True),
+        sentinel=Signal(name="sentinel", value=0),
         rock_with_modulator=(
             CompensatedRock("rock_with_modulator", diffractometer) if carries else diffractometer.rock
         ),

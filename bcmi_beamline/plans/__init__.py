@@ -7,16 +7,19 @@ they found. Trajectories and fits are pure functions.
 from bcmi_beamline.plans.alignment import (
     AlignmentResult,
     Pattern,
+    PivotCalibration,
     TiltCurve,
     ZWalk,
     align_modulator,
+    calibrate_pivot,
     centre_pattern,
     z_walk,
 )
 from bcmi_beamline.plans.bragg import BraggPeak, CrystalPosition, centre_crystal, find_bragg_peak
 from bcmi_beamline.plans.calibration import CalibrationResult, calibrate_modulator
+from bcmi_beamline.plans.dose import Dose, dose
 from bcmi_beamline.plans.dry_run import DryRun, dry_run
-from bcmi_beamline.plans.experiment import ExperimentResult, bcmi_experiment
+from bcmi_beamline.plans.experiment import CampaignResult, ExperimentResult, bcmi_campaign, bcmi_experiment
 from bcmi_beamline.plans.fits import (
     EdgeFit,
     LineFit,
@@ -32,14 +35,16 @@ from bcmi_beamline.plans.fits import (
 )
 from bcmi_beamline.plans.modulator import ModulatorError, insert_modulator, retract_modulator
 from bcmi_beamline.plans.preprocessors import safe_state_wrapper, scan_metadata
-from bcmi_beamline.plans.rocking import RockingResult, rocking_scan
+from bcmi_beamline.plans.rocking import RockingResult, StaleCalibration, rocking_scan
 from bcmi_beamline.plans.trajectories import PathReport, report_path, rocking_angles, spiral
 
 __all__ = [
     "AlignmentResult",
     "BraggPeak",
     "CalibrationResult",
+    "CampaignResult",
     "CrystalPosition",
+    "Dose",
     "DryRun",
     "EdgeFit",
     "ExperimentResult",
@@ -48,17 +53,22 @@ __all__ = [
     "PathReport",
     "Pattern",
     "PeakFit",
+    "PivotCalibration",
     "PoorFit",
     "RockingResult",
     "SharpnessFit",
     "SlabFit",
+    "StaleCalibration",
     "TiltCurve",
     "ZWalk",
     "align_modulator",
+    "bcmi_campaign",
     "bcmi_experiment",
     "calibrate_modulator",
+    "calibrate_pivot",
     "centre_crystal",
     "centre_pattern",
+    "dose",
     "dry_run",
     "find_bragg_peak",
     "find_peak",

@@ -19,6 +19,16 @@ def move(*motors_and_targets: Any) -> MsgGenerator[None]:
     yield Msg("wait", None, group="move", timeout=None)
 
 
+def take_sentinel(devices: Devices, *readables: Any) -> MsgGenerator[dict[str, float]]:
+    """Expose one frame whose event carries ``sentinel`` 1: data reduction keeps it apart from the scan."""
+    yield Msg("set", devices.sentinel, 1, group="sentinel")
+    yield Msg("wait", None, group="sentinel", timeout=None)
+    point = yield from take_point(devices, *readables, devices.sentinel)
+    yield Msg("set", devices.sentinel, 0, group="sentinel")
+    yield Msg("wait", None, group="sentinel", timeout=None)
+    return point
+
+
 def take_point(devices: Devices, *readables: Any) -> MsgGenerator[dict[str, float]]:
     """Expose one frame and put it with the monitor and `readables` into one event.
 

@@ -8,6 +8,9 @@ A tilt by ``alpha`` smears the tall side walls of the pattern over ``t tan(alpha
 ``tan(alpha)`` per unit of z. It measures the stage's axes, to which the membrane is mounted square up to a
 constant (squareness) that it cannot see.
 
+*pivot*: how far the pattern walks aside when it is tilted says how far the pivot lies from where the survey
+has it. A tilt that reads 1.5 deg too much turns a lever of 5 mm by as much: the spot would leave the pattern.
+
 *sharpness* (the membrane itself): the share of counts scattered far out along x (y) is highest where the
 walls are parallel to the beam and falls equally to either side when mphi (mchi) tilts them. Interference of
 the walls under the small beam makes it differ from place to place, so many places are averaged.
@@ -18,10 +21,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+from bluesky import plan_stubs as bps
 from bluesky.utils import MsgGenerator
+from scipy import optimize
 
 from bcmi_beamline.config import Beamline
 from bcmi_beamline.devices import Devices
+from bcmi_beamline.devices.pose_math import beam_on_membrane
 from bcmi_beamline.plans._stubs import take_point
 from bcmi_beamline.plans.fits import (
     EdgeFit,
@@ -36,6 +42,7 @@ from bcmi_beamline.plans.fits import (
 )
 from bcmi_beamline.plans.modulator import (
     Pose,
+    as_it_stands,
     check_pose,
     ensure_modulator,
     move_modulator,
@@ -56,6 +63,9 @@ WALK_Z = (0.0, 0.15, 0.4, 1.0)
 
 FAR_PX = 100.0
 """Pixels from the beam beyond which the walls scatter most of what arrives: 3 deg halve it."""
+
+PATTERN_ERROR_UM = 0.3
+"""The middle of a ragged pattern is found no better than this across its edges."""
 
 DISAGREEMENT = 4.0
 """z-walk and sharpness may differ by this many standard uncertainties."""
@@ -101,6 +111,29 @@ class ZWalk:
 
 
 @dataclass(frozen=True)
+class PivotCalibration:
+    """Point about which the tilts turn, as the pattern walks; the nanogoniometer stands by it now."""
+
+    uid: str
+    pivot_um: tuple[float, float, float]
+    pivot_error_um: tuple[float, float, float]
+    """Standard uncertainties; x and y, which move the pattern in the second order only, hardly improve on the
+    survey."""
+    walk_um: float
+    """Largest step aside that the earlier pivot left."""
+    residual_um: float
+    """What is left of it, rms."""
+
+    def __repr__(self) -> str:
+        numbers = zip("xyz", self.pivot_um, self.pivot_error_um, strict=True)
+        return (
+            "pivot "
+            + ", ".join(f"{a} = {v:.1f} +- {e:.1f} um" for a, v, e in numbers)
+            + (f"; the pattern walked {self.walk_um:.1f} um, {self.residual_um:.2f} um are left")
+        )
+
+
+@dataclass(frozen=True)
 class AlignmentResult:
     """The pose at which the modulator is perpendicular; it stands there now."""
 
@@ -115,8 +148,23 @@ class AlignmentResult:
     """Empty when none was asked for."""
     pattern: Pattern | None
     """None when the pattern was not searched."""
+    pivot: PivotCalibration | None
+    """None when it was not asked for."""
     uids: tuple[str, ...]
     """Every run, in order."""
+
+    def __repr__(self) -> str:
+        lines = [
+            f"modulator perpendicular at mchi = {self.mchi_deg:.3f} +- {self.mchi_error_deg:.3f} deg, "
+            f"mphi = {self.mphi_deg:.3f} +- {self.mphi_error_deg:.3f} deg"
+        ]
+        for tilt, curve in self.curves.items():
+            fit, walk = curve.fit, self.z_walks.get(tilt)
+            lines.append(
+                f"{tilt}: sharpness {fit.angle_deg:.3f} +- {fit.angle_error_deg:.3f} deg"
+                + (f", z-walk {walk.angle_deg:.3f} +- {walk.angle_error_deg:.3f} deg" if walk else "")
+            )
+        return "\n".join(lines + ([str(self.pivot)] if self.pivot else []))
 
 
 # -- the pieces of a scan ------------------------------------------------------------------------------
@@ -182,10 +230,16 @@ def _go(devices: Devices, target: Mapping[str, float]) -> MsgGenerator[None]:
 def _back_on_poor_fit(
     devices: Devices, plan: MsgGenerator[Any], start: Mapping[str, float]
 ) -> MsgGenerator[Any]:
-    """Run `plan`; where it cannot believe a fit, go back to the pose `start` before saying so."""
+    """Run `plan`; where it cannot believe a fit, go back to the pose `start` before saying so.
+
+    A pivot that the plan has calibrated is forgotten with it.
+    """
+    nano: Any = devices.nanogoniometer
+    known = yield from bps.rd(nano.pivot)
     try:
         return (yield from plan)
     except PoorFit:
+        yield from bps.mv(nano.pivot, known)
         yield from _go(devices, start)
         raise
 
@@ -237,12 +291,11 @@ def centre_pattern(
     check_exposure(exposure_s)
     check_window(devices.beamline, window)
     start = yield from ensure_modulator(devices, "in")
+    beamline = yield from as_it_stands(devices)
     offsets = spiral((search_um, search_um), pattern_um / 2, "ellipse")
     reach = search_um / 2 + pattern_um
     for sign in (-1, 1):
-        check_pose(
-            devices.beamline, {**start, "x": start["x"] + sign * reach, "y": start["y"] + sign * reach}
-        )
+        check_pose(beamline, {**start, "x": start["x"] + sign * reach, "y": start["y"] + sign * reach})
 
     def scan(poses: list[Pose], axes: list[str], method: str) -> MsgGenerator[tuple[str, np.ndarray]]:
         uid, taken = yield from _run(
@@ -354,12 +407,13 @@ def z_walk(
     check_exposure(exposure_s)
     check_window(devices.beamline, window)
     start = yield from ensure_modulator(devices, "in")
+    beamline = yield from as_it_stands(devices)
     half = {"x": width_um[0] / 2, "y": width_um[1] / 2}
     offsets = np.linspace(-half_scan_um, half_scan_um, points)
     heights = start["z"] + z_range_um * np.array(WALK_Z)
     for axis in ("x", "y"):
         check_pose(
-            devices.beamline,
+            beamline,
             {**start, axis: start[axis] + half[axis] + half_scan_um, "z": float(heights[-1])},
         )
 
@@ -419,6 +473,138 @@ def _expected(heights: np.ndarray, edges: list[EdgeFit], z: float, first: float)
     return float(np.polynomial.Polynomial.fit(heights[: len(found)], found, 1)(z))
 
 
+# -- pivot ---------------------------------------------------------------------------------------------
+
+
+def calibrate_pivot(
+    devices: Devices,
+    pattern_um: float = 40.0,
+    tilt_deg: float = 4.0,
+    points: int = 21,
+    exposure_s: float = 0.2,
+    survey_error_um: float = 200.0,
+    window: int = 432,
+    metadata: dict[str, Any] | None = None,
+) -> MsgGenerator[PivotCalibration]:
+    """Tilt the modulator both ways, see how far the pattern walks, and tell the nanogoniometer its pivot.
+
+    The middle of the pattern is in the beam as it starts. It is looked up along x at mphi +- `tilt_deg` and
+    along y at mchi +- `tilt_deg`, compensated by the pivot known so far; what is left gives the true one. The
+    modulator ends where it began.
+
+    Parameters
+    ----------
+    devices : Devices
+        The beamline.
+    pattern_um : float
+        Width of the patterned field, um.
+    tilt_deg : float
+        To either side of where it stands, degrees.
+    points : int
+        Frames of each scan across the field.
+    exposure_s : float
+        Per frame, s.
+    survey_error_um : float
+        How well the pivot was known before, um (standard uncertainty).
+    window : int
+        Edge in pixels of the square around the beam that is analysed.
+    metadata : dict, optional
+        More keys for the start document.
+
+    Returns
+    -------
+    PivotCalibration
+
+    Raises
+    ------
+    ValueError
+        Before anything moves: a pose beyond the limits or too near to the crystal.
+    PoorFit
+        When the pattern is not found at a tilt; the pivot is as before, the modulator where it was.
+    """
+    if not (pattern_um > 0 and tilt_deg > 0 and points >= 9 and survey_error_um > 0):
+        raise ValueError("pivot: pattern_um, tilt_deg and survey_error_um must be positive, points 9 or more")
+    check_exposure(exposure_s)
+    check_window(devices.beamline, window)
+    start = yield from ensure_modulator(devices, "in")
+    beamline = yield from as_it_stands(devices)
+    steps = 1.2 * pattern_um * np.linspace(-1, 1, points)
+    scans: list[tuple[str, list[Pose]]] = []
+    for axis, tilt, sign in ((a, t, s) for a, t in zip("xy", TILTS, strict=True) for s in (-1, 1)):
+        tilts = {"mchi": start["mchi"], "mphi": start["mphi"], tilt: start[tilt] + sign * tilt_deg}
+        middle = tilted(beamline, start, **tilts)
+        scans.append((axis, [{**middle, axis: middle[axis] + float(step)} for step in steps]))
+        for pose in (scans[-1][1][0], scans[-1][1][-1]):
+            check_pose(beamline, pose)
+
+    def look() -> MsgGenerator[list[SlabFit]]:
+        found = []
+        for axis, poses in scans:
+            taken = yield from _walk_poses(devices, poses)
+            found.append(fit_slab(np.array([pose[axis] for pose in poses]), _contrast(taken)))
+        return found
+
+    scan = _run(
+        devices,
+        look,
+        len(scans) * points,
+        exposure_s,
+        window,
+        ["x", "y", "mchi", "mphi"],
+        {"axis": "mphi, mchi", "method": "pivot", "tilt_deg": tilt_deg},
+        metadata,
+        plan_name="calibrate_pivot",
+    )
+    uid, slabs = yield from _back_on_poor_fit(devices, scan, start)
+    seen = [{**poses[0], axis: slab.centre} for (axis, poses), slab in zip(scans, slabs, strict=True)]
+    errors = np.array([max(slab.centre_error, PATTERN_ERROR_UM) for slab in slabs])
+    axes = [axis for axis, _ in scans]
+    known = beamline.nanogoniometer.pivot_um
+    pivot, pivot_errors, walk, residual = _fit_pivot(start, seen, axes, errors, known, survey_error_um)
+    yield from _go(devices, start)
+    yield from bps.mv(devices.nanogoniometer.pivot, np.array(pivot))
+    return PivotCalibration(uid, pivot, pivot_errors, walk, residual)
+
+
+def _fit_pivot(
+    start: Mapping[str, float],
+    seen: list[Pose],
+    axes: list[str],
+    errors: np.ndarray,
+    known: tuple[float, float, float],
+    survey_error_um: float,
+) -> tuple[tuple[float, float, float], tuple[float, float, float], float, float]:
+    """Pivot that puts the same spot of the membrane into the beam at every pose `seen`.
+
+    Gauss-Newton on where the beam meets the membrane, one coordinate per pose, with the survey as prior. The
+    middle of the pattern, one parameter along each axis, is free.
+    """
+
+    def spots(pivot: np.ndarray) -> np.ndarray:
+        found = []
+        for pose, axis in zip(seen, axes, strict=True):
+            spot, _ = beam_on_membrane((pose["x"], pose["y"], pose["z"]), pose["mchi"], pose["mphi"], pivot)
+            found.append(spot["xy".index(axis)])
+        return np.array(found)
+
+    middle = np.array([[axis == "x", axis == "y"] for axis in axes], float)
+    prior = np.diag([1 / survey_error_um] * 3)
+    known_pivot = np.array(known)
+
+    def misses(parameters: np.ndarray) -> np.ndarray:
+        pivot, spot = parameters[:3], parameters[3:]
+        return np.concatenate([(spots(pivot) - middle @ spot) / errors, prior @ (pivot - known_pivot)])
+
+    first = np.concatenate([known_pivot, np.linalg.lstsq(middle, spots(known_pivot), rcond=None)[0]])
+    fit = optimize.least_squares(misses, first, x_scale=[100.0] * 3 + [1.0] * 2)
+    deviations = np.sqrt(np.diag(np.linalg.inv(fit.jac.T @ fit.jac)))
+    walk = float(np.abs(spots(known_pivot) - middle @ first[3:]).max())
+    left = spots(fit.x[:3]) - middle @ fit.x[3:]
+    x, y, z = (float(v) for v in fit.x[:3])
+    ex, ey, ez = (float(v) for v in deviations[:3])
+    return (x, y, z), (ex, ey, ez), walk, float(np.sqrt(np.mean(left**2)))
+
+
 # -- sharpness -----------------------------------------------------------------------------------------
 
 
@@ -432,15 +618,17 @@ def _tilt_poses(
 ) -> list[Pose]:
     """Poses angle by angle, `positions` places each, no place twice; all checked.
 
-    The places fill a disc of diameter `field_um` around the spot evenly (a sunflower, dealt out like cards).
+    The places fill a disc of diameter `field_um` around the spot evenly: a sunflower, shuffled, so that no
+    trend across the field looks like one over the angles.
     """
     count = len(angles_deg)
+    shuffled = np.random.default_rng(0).permutation(count * positions)
     poses = []
     for k, angle in enumerate(angles_deg):
         tilts = {"mchi": centre["mchi"], "mphi": centre["mphi"], tilt: float(angle)}
         pose = tilted(beamline, centre, **tilts)
         for p in range(positions):
-            n = p * count + k
+            n = shuffled[p * count + k]
             radius = field_um / 2 * np.sqrt(n / (count * positions))
             turn = n * np.pi * (3 - np.sqrt(5))
             poses.append(
@@ -462,7 +650,8 @@ def _sharpness_scan(
     metadata: dict[str, Any] | None,
 ) -> MsgGenerator[TiltCurve]:
     """One run over `angles_deg`, and its fit."""
-    poses = _tilt_poses(devices.beamline, centre, tilt, angles_deg, positions, field_um)
+    beamline = yield from as_it_stands(devices)
+    poses = _tilt_poses(beamline, centre, tilt, angles_deg, positions, field_um)
     uid, taken = yield from _run(
         devices,
         lambda: _walk_poses(devices, poses),
@@ -512,6 +701,7 @@ def align_modulator(
     exposure_s: float = 1.0,
     pattern_um: float | None = 40.0,
     walk: bool = True,
+    pivot: bool = True,
     squareness_error_deg: float = 0.1,
     max_error_deg: float = 0.4,
     window: int = 432,
@@ -519,9 +709,9 @@ def align_modulator(
 ) -> MsgGenerator[AlignmentResult]:
     """Find the tilts at which the modulator is perpendicular to the diffracted beam, and go there.
 
-    The pattern is centred, a z-walk turns each tilt near to its place, then the sharpness is scanned over
-    mphi and over mchi, x, y and z following so that the spot stays in the beam at the same distance. Where
-    the optimum lies far from the start, both are scanned once more around it.
+    The pattern is centred, a z-walk turns each tilt near to its place, the pivot is calibrated there, then
+    the sharpness is scanned over mphi and over mchi, x, y and z following so that the spot stays in the beam
+    at the same distance. Where the optimum lies far from the start, both are scanned once more around it.
 
     Parameters
     ----------
@@ -539,6 +729,8 @@ def align_modulator(
         Width of the patterned field as designed, um; None to take the beam to be on it, near its middle.
     walk : bool
         Whether to do z-walks; they need `pattern_um`.
+    pivot : bool
+        Whether to calibrate the pivot before the sharpness is scanned; it needs `pattern_um`.
     squareness_error_deg : float
         How well the membrane is known to be square to the stage, deg: limits the weight of the z-walks.
     max_error_deg : float
@@ -564,10 +756,11 @@ def align_modulator(
     check_exposure(exposure_s)
     check_window(devices.beamline, window)
     start = yield from ensure_modulator(devices, "in")
+    beamline = yield from as_it_stands(devices)
     field_um = 0.6 * (40.0 if pattern_um is None else pattern_um)
     steps = np.linspace(-half_range_deg, half_range_deg, points)
     for tilt in TILTS:
-        _tilt_poses(devices.beamline, start, tilt, start[tilt] + steps, positions, field_um)
+        _tilt_poses(beamline, start, tilt, start[tilt] + steps, positions, field_um)
     quick = {"exposure_s": exposure_s / 5, "window": window, "metadata": metadata}
 
     def search() -> MsgGenerator[AlignmentResult]:
@@ -584,6 +777,11 @@ def align_modulator(
             uids.append(walks["mphi"].uid)
             for tilt in TILTS:
                 pose = yield from _turn(devices, pose, tilt, walks[tilt].angle_deg)
+        calibrated: PivotCalibration | None = None
+        if pattern is not None and pivot:
+            calibrated = yield from calibrate_pivot(devices, pattern_um=pattern.width_um[0], **quick)
+            uids.append(calibrated.uid)
+            pose = yield from read_pose(devices)
         found: dict[Tilt, tuple[float, float]] = {}
         for _ in range(2):
             centre = pose
@@ -619,6 +817,7 @@ def align_modulator(
             curves=curves,
             z_walks=walks,
             pattern=pattern,
+            pivot=calibrated,
             uids=tuple(uids),
         )
 
@@ -628,6 +827,6 @@ def align_modulator(
 def _turn(devices: Devices, pose: Mapping[str, float], tilt: Tilt, angle_deg: float) -> MsgGenerator[Pose]:
     """To the spot of `pose` with one tilt at `angle_deg`; the new pose."""
     tilts = {"mchi": pose["mchi"], "mphi": pose["mphi"], tilt: angle_deg}
-    target = tilted(devices.beamline, pose, **tilts)
+    target = tilted((yield from as_it_stands(devices)), pose, **tilts)
     yield from _go(devices, target)
     return target

@@ -1,7 +1,7 @@
 """Put the crystal into the beam and onto its Bragg peak."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from bluesky import plan_stubs as bps
@@ -10,9 +10,9 @@ from bluesky.utils import MsgGenerator
 from bcmi_beamline.devices import Devices
 from bcmi_beamline.plans._stubs import move, take_point
 from bcmi_beamline.plans.fits import PeakFit, PoorFit, find_peak
-from bcmi_beamline.plans.modulator import read_pose, where_is
+from bcmi_beamline.plans.modulator import as_it_stands, modulator_state
 from bcmi_beamline.plans.preprocessors import check_exposure, check_target, check_window, measure
-from bcmi_beamline.plans.rocking import check_rocking
+from bcmi_beamline.plans.rocking import check_rocking, choose_rocker
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,13 @@ class BraggPeak:
     counts: np.ndarray
     """Per frame in the window, normalised to the mean incident flux."""
 
+    def __repr__(self) -> str:
+        return (
+            f"Bragg peak {self.uid[:8]}: {self.circle} = {self.peak_deg:.4f} +- {self.peak_error_deg:.4f} "
+            f"deg, {self.fit.height:.3g} counts on {self.fit.background:.3g}, {self.fit.fwhm:.4f} deg wide"
+            + (f"; centroid {self.fit.centroid:.4f}" if self.fit.is_split else "")
+        )
+
 
 @dataclass(frozen=True)
 class CrystalPosition:
@@ -38,6 +45,11 @@ class CrystalPosition:
     x_um: float
     y_um: float
     fits: dict[str, PeakFit]
+
+    def __repr__(self) -> str:
+        return "crystal at " + ", ".join(
+            f"{axis} = {fit.position:.3f} +- {fit.position_error:.3f} um" for axis, fit in self.fits.items()
+        )
 
 
 def _normalised(points: list[dict[str, float]]) -> np.ndarray:
@@ -52,15 +64,15 @@ def _normalised(points: list[dict[str, float]]) -> np.ndarray:
 def _line_scan(
     devices: Devices,
     motor: Any,
+    name: str,
+    modulator: Literal["in", "out"],
     places: np.ndarray,
     exposure_s: float,
     window: int,
     names: dict[str, Any],
     metadata: dict[str, Any] | None,
 ) -> MsgGenerator[tuple[str, np.ndarray, np.ndarray]]:
-    """Step `motor` through `places`; run uid, readbacks and normalised counts."""
-    pose = yield from read_pose(devices)
-    modulator = "in" if where_is(devices.beamline, pose) == "in" else "out"
+    """Step `motor` through `places`; run uid, readbacks of `name` and normalised counts."""
 
     def points() -> MsgGenerator[list[dict[str, float]]]:
         taken = []
@@ -79,7 +91,7 @@ def _line_scan(
         metadata=metadata,
         **names,
     )
-    read = np.array([point.get(motor.name, place) for point, place in zip(taken, places, strict=True)])
+    read = np.array([point.get(name, place) for point, place in zip(taken, places, strict=True)])
     return uid, read, _normalised(taken)
 
 
@@ -122,7 +134,7 @@ def find_bragg_peak(
     PoorFit
         When there is no peak in the range or its maximum lies at the end; the circle is back where it was.
     """
-    beamline = devices.beamline
+    beamline = yield from as_it_stands(devices)
     rock: Any = devices.diffractometer.rock
     circle = getattr(beamline.diffractometer, beamline.rocking_circle)
     centre = beamline.reflection.rocking_nominal_deg if centre_deg is None else centre_deg
@@ -132,9 +144,9 @@ def find_bragg_peak(
         )
     check_exposure(exposure_s)
     check_window(beamline, window)
-    pose = yield from read_pose(devices)
-    state = "in" if where_is(beamline, pose) == "in" else "out"
+    state = yield from modulator_state(devices)
     check_rocking(beamline, centre, half_range_deg, state)
+    rocker = choose_rocker(devices, state)
     before = float((yield from bps.rd(rock)))
     places = centre + np.linspace(-half_range_deg, half_range_deg, points)
     names = {
@@ -145,13 +157,15 @@ def find_bragg_peak(
             "motors": [rock.name],
         },
     }
-    uid, angles, counts = yield from _line_scan(devices, rock, places, exposure_s, window, names, metadata)
+    uid, angles, counts = yield from _line_scan(
+        devices, rocker, rock.name, state, places, exposure_s, window, names, metadata
+    )
     try:
         fit = find_peak(angles, counts)
     except PoorFit:
-        yield from bps.mv(rock, before)
+        yield from move(rocker, before)
         raise
-    yield from bps.mv(rock, fit.position)
+    yield from move(rocker, fit.position)
     return BraggPeak(
         uid=uid,
         circle=beamline.rocking_circle,
@@ -203,6 +217,7 @@ def centre_crystal(
         )
     check_exposure(exposure_s)
     check_window(devices.beamline, window)
+    state = yield from modulator_state(devices)
     uids, fits = [], {}
     for axis in ("x", "y"):
         motor, limits = getattr(devices.sample_stage, axis), getattr(devices.beamline.sample_stage, axis)
@@ -215,7 +230,9 @@ def centre_crystal(
             "scan_kind": "alignment",
             "more": {"motors": [motor.name], "alignment": {"axis": f"sample_{axis}", "method": "counts"}},
         }
-        uid, read, counts = yield from _line_scan(devices, motor, places, exposure_s, window, names, metadata)
+        uid, read, counts = yield from _line_scan(
+            devices, motor, motor.name, state, places, exposure_s, window, names, metadata
+        )
         uids.append(uid)
         try:
             fits[axis] = find_peak(read, counts, what=f"sample {axis}")

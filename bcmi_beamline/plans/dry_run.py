@@ -1,9 +1,10 @@
-"""What a plan will do, without doing it: duration, frames, disk, dose, limits and the path.
+"""What a plan will do, without doing it: duration, frames, disk, dose, limits, collisions and the path.
 
-One mechanism for every plan: its messages are walked against stand-ins that know names and limits from the
-configuration and nothing else. No device is made and no process variable is touched. Readings are answered
-as an ideal beamline would (a Gaussian rocking curve at the nominal angle, a modulator that is sharpest at
-zero tilt), so that plans that fit and decide run to their end.
+One mechanism for every plan: its messages are walked against stand-ins that know names, limits and speeds
+from the configuration and nothing else. No device is made and no process variable is touched. Readings are
+answered as an ideal beamline would (a Gaussian rocking curve at the nominal angle, a modulator that is
+sharpest at zero tilt), so that plans that fit and decide run to their end. What the guards of the devices
+would refuse is found by the same functions, for whatever way axes take that move at once.
 """
 
 import math
@@ -17,13 +18,16 @@ import numpy as np
 from bluesky.utils import Msg, MsgGenerator
 
 from bcmi_beamline.config import AxisConfig, Beamline
-from bcmi_beamline.devices import EigerPlan, nominal_setting
-from bcmi_beamline.devices.pose_math import AXES, beam_on_membrane, clearance
+from bcmi_beamline.devices import EigerPlan, carrier_turn, guards, nominal_setting
+from bcmi_beamline.devices.pose_math import AXES, beam_on_membrane, carried, distance_along_beam
+from bcmi_beamline.plans.dose import Dose, dose
 
-ARMING_S = 1.0
+RUN_OVERHEAD_S = 0.5
+"""Opening a run, arming and disarming, what is read before and after it."""
 FRAME_OVERHEAD_S = 0.03
 """Trigger, file and document of one frame, beside its exposure."""
 MOVE_OVERHEAD_S = 0.02
+"""A move, beside its way at full speed."""
 COMPRESSED = 0.03
 """Share of its raw size that a peaked frame takes on disk (bitshuffle-LZ4)."""
 
@@ -38,8 +42,12 @@ class DryRun:
     exposure_s: float
     """Detector open, in all."""
     beam_s: float
-    """Shutter open, in all: the dose in seconds of full beam."""
+    """Shutter open, in all."""
+    dose: Dose
+    """At the configured flux behind the filters."""
     disk_bytes: float
+    disk_free_bytes: float | None
+    """Where the frames go; None when nobody looked."""
     runs: int
     path: dict[str, np.ndarray]
     """Position of every axis that moves at each frame, (frames,), by device name."""
@@ -56,7 +64,9 @@ class DryRun:
             "frames": self.frames,
             "exposure_s": round(self.exposure_s, 3),
             "beam_s": round(self.beam_s, 1),
+            "dose_mgy": float(f"{self.dose.gray * 1e-6:.3g}"),
             "disk_mb": round(self.disk_bytes / 1e6, 1),
+            "disk_free_mb": None if self.disk_free_bytes is None else round(self.disk_free_bytes / 1e6),
             "runs": self.runs,
             "ranges": {name: [float(p.min()), float(p.max())] for name, p in self.path.items()},
             "problems": list(self.problems),
@@ -83,12 +93,21 @@ def _axes(device: str, config: Any, names: tuple[str, ...]) -> dict[str, Any]:
 
 def stand_in_devices(beamline: Beamline) -> Any:
     """Stand-ins with the structure and names of `bcmi_beamline.devices.Devices`."""
-    circles = _axes("diffractometer", beamline.diffractometer, ("mu", "eta", "phi", "nu", "delta"))
+    circles = _axes("diffractometer", beamline.diffractometer, guards.CIRCLES)
+    rock = circles[beamline.rocking_circle]
+    carries = beamline.rocking_circle in guards.CARRIES_MODULATOR
+    mono, focus = beamline.monochromator, beamline.focus
+    gaps = ("horizontal", "vertical", "horizontal_centre", "vertical_centre")
     return _StandIn(
         "devices",
         beamline=beamline,
-        nanogoniometer=_StandIn("nanogoniometer", **_axes("nanogoniometer", beamline.nanogoniometer, AXES)),
-        diffractometer=_StandIn("diffractometer", rock=circles[beamline.rocking_circle], **circles),
+        nanogoniometer=_StandIn(
+            "nanogoniometer",
+            pivot=_StandIn("nanogoniometer_pivot"),
+            **_axes("nanogoniometer", beamline.nanogoniometer, AXES),
+        ),
+        diffractometer=_StandIn("diffractometer", rock=rock, **circles),
+        rock_with_modulator=_StandIn("rock_with_modulator") if carries else rock,
         sample_stage=_StandIn(
             "sample_stage", **_axes("sample_stage", beamline.sample_stage, ("x", "y", "z"))
         ),
@@ -96,38 +115,68 @@ def stand_in_devices(beamline: Beamline) -> Any:
         shutter=_StandIn("shutter"),
         monitor=_StandIn("monitor"),
         ring_current=_StandIn("ring_current"),
+        sentinel=_StandIn("sentinel"),
+        slits=_StandIn("slits", **_axes("slits", beamline.slits, gaps)) if beamline.slits else None,
+        energy=_StandIn("energy", mono.energy) if mono else None,
+        focus=_StandIn("focus", focus.z) if focus else None,
+        filters=(
+            _StandIn("filters", transmission=_StandIn("filters_transmission")) if beamline.filters else None
+        ),
+        temperatures=_StandIn("temperatures") if beamline.temperatures else None,
     )
 
 
 class Rehearsal:
-    """Follows messages, keeping time and positions; answers like an ideal beamline."""
+    """Follows messages, keeping time and positions; answers like an ideal beamline.
 
-    def __init__(self, beamline: Beamline, start: Mapping[str, float] | None) -> None:
+    Parameters
+    ----------
+    beamline : Beamline
+    start : mapping, optional
+        Positions to begin from by device name, in place of the nominal Bragg setting, modulator out.
+    """
+
+    def __init__(self, beamline: Beamline, start: Mapping[str, float] | None = None) -> None:
         self.beamline = beamline
-        self.at: dict[str, float] = {f"diffractometer_{k}": v for k, v in nominal_setting(beamline).items()}
+        self.at: dict[str, Any] = {f"diffractometer_{k}": v for k, v in nominal_setting(beamline).items()}
         out = {"mchi": 0.0, "mphi": 0.0, **beamline.nanogoniometer.positions["out"]}
         self.at |= {f"nanogoniometer_{axis}": value for axis, value in out.items()}
         self.at |= {f"sample_stage_{axis}": 0.0 for axis in "xyz"}
-        self.at |= {"shutter": 0.0, "ring_current": 100.0, "eiger_cam_count_cutoff": 2.0**31}
+        self.at |= {"shutter": 0.0, "sentinel": 0.0, "ring_current": 100.0, "filters_transmission": 1.0}
+        self.at |= {"eiger_cam_count_cutoff": 2.0**31, "energy": beamline.energy_ev * 1e-3}
+        self.at["nanogoniometer_pivot"] = beamline.nanogoniometer.pivot_um
+        if beamline.slits:
+            gaps = zip(("horizontal", "vertical"), beamline.slits.nominal_um, strict=True)
+            self.at |= {f"slits_{name}": gap for name, gap in gaps}
+            self.at |= {"slits_horizontal_centre": 0.0, "slits_vertical_centre": 0.0}
+        if beamline.focus:
+            self.at["focus"] = beamline.focus.nominal_mm
         unknown = set(start or {}) - set(self.at)
         if unknown:
             raise ValueError(
                 f"start: no axis named {', '.join(sorted(unknown))}; choose from {', '.join(self.at)}"
             )
         self.at |= dict(start or {})
-        self.time = self.exposure = self.beam = 0.0
+        self.time = self.exposure = self.beam = self.photons = 0.0
         self.frames = self.runs = 0
         self.eiger = EigerPlan()
         self.pending: dict[Any, float] = defaultdict(float)
+        self.spans: dict[str, tuple[float, float]] = {}
+        """Ways of the moves that are not waited for yet."""
         self.moved: set[str] = set()
         self.path: list[dict[str, float]] = []
         self.problems: list[str] = []
+        self._held: tuple[float, dict[str, float]] | None = None
+        self._home: dict[str, float] | None = None
 
     # -- time -------------------------------------------------------------------------------------
     def spend(self, seconds: float) -> None:
         """Let time pass."""
         self.time += seconds
         self.beam += seconds * self.at["shutter"]
+        self.photons += (
+            seconds * self.at["shutter"] * self.beamline.nominal_flux * self.at["filters_transmission"]
+        )
 
     # -- messages ---------------------------------------------------------------------------------
     def __call__(self, msg: Msg) -> Any:
@@ -137,23 +186,50 @@ class Rehearsal:
 
     def do_set(self, msg: Msg) -> None:
         """A move, timed by the distance and the velocity of the configuration."""
-        name, value = msg.obj.name, float(msg.args[0])
-        axis: AxisConfig | None = msg.obj.limits
-        seconds = MOVE_OVERHEAD_S
-        if axis is not None:
-            if not axis.low <= value <= axis.high:
-                self.problem(f"{name}: {value:g} {axis.unit} lies outside [{axis.low:g}, {axis.high:g}]")
-            seconds += abs(value - self.at[name]) / axis.velocity
-            self.moved.add(name)
-        self.at[name] = value
-        if name.startswith("nanogoniometer"):
-            self.check_clearance()
+        device, value = msg.obj, msg.args[0]
+        if device.name == "rock_with_modulator":
+            seconds = self.rock_compensated(float(value))
+        elif device.limits is not None:
+            seconds = self.travel(device.name, float(value), device.limits)
+        else:
+            self.at[device.name] = value if np.ndim(value) else float(value)
+            seconds = MOVE_OVERHEAD_S
         group = msg.kwargs.get("group")
         self.pending[group] = max(self.pending[group], seconds)
+
+    def travel(self, name: str, target: float, axis: AxisConfig, compensated: bool = False) -> float:
+        """Send one axis to `target`; note what would refuse it, and return the seconds it takes."""
+        if not axis.low <= target <= axis.high:
+            self.problem(f"{name}: {target:g} {axis.unit} lies outside [{axis.low:g}, {axis.high:g}]")
+        else:
+            self.guard(name, target, compensated)
+        here = self.at[name]
+        ends = (here, target, *self.spans.get(name, ()))
+        self.spans[name] = (min(ends), max(ends))
+        self.moved.add(name)
+        self.at[name] = target
+        return MOVE_OVERHEAD_S + abs(target - here) / axis.velocity
+
+    def rock_compensated(self, angle_deg: float) -> float:
+        """As `bcmi_beamline.devices.CompensatedRock` does it."""
+        beamline, circle = self.beamline, f"diffractometer_{self.beamline.rocking_circle}"
+        pose = {axis: self.at[f"nanogoniometer_{axis}"] for axis in AXES}
+        if self._held is None or self._sent != pose:
+            self._held = (self.at[circle], pose)
+        nano = beamline.nanogoniometer
+        turn = carrier_turn(beamline, self._held[0], angle_deg)
+        self._sent = carried(self._held[1], turn, self.at["nanogoniometer_pivot"], nano.distance_at_z0_um)
+        config = getattr(beamline.diffractometer, beamline.rocking_circle)
+        seconds = [self.travel(circle, angle_deg, config, compensated=True)]
+        for axis, value in self._sent.items():
+            seconds.append(self.travel(f"nanogoniometer_{axis}", value, getattr(nano, axis)))
+        return max(seconds)
 
     def do_wait(self, msg: Msg) -> None:
         """The slowest of a group decides."""
         self.spend(self.pending.pop(msg.kwargs.get("group"), 0.0))
+        if not self.pending:
+            self.spans.clear()
 
     def do_trigger(self, msg: Msg) -> None:
         """One frame."""
@@ -161,7 +237,7 @@ class Rehearsal:
         self.exposure += self.eiger.exposure_s
         group = msg.kwargs.get("group")
         self.pending[group] = max(self.pending[group], self.eiger.exposure_s + FRAME_OVERHEAD_S)
-        self.path.append(dict(self.at))
+        self.path.append({name: self.at[name] for name in self.at if np.ndim(self.at[name]) == 0})
 
     def do_prepare(self, msg: Msg) -> None:
         """What the next frames are like."""
@@ -169,7 +245,7 @@ class Rehearsal:
 
     def do_stage(self, msg: Msg) -> None:
         """Arming."""
-        self.spend(ARMING_S)
+        self.spend(RUN_OVERHEAD_S)
 
     def do_sleep(self, msg: Msg) -> None:
         """Waiting."""
@@ -182,16 +258,88 @@ class Rehearsal:
 
     def do_read(self, msg: Msg) -> dict[str, dict[str, Any]]:
         """A reading of any device."""
-        values = {"eiger": self.frame, "monitor": lambda: {"monitor_flux": 1e9}}.get(
-            msg.obj.name, lambda: {msg.obj.name: self.at[msg.obj.name]}
-        )()
+        name = msg.obj.name
+        if name == "rock_with_modulator":
+            moved = (self.beamline.rocking_circle,)
+            values = {f"diffractometer_{c}": self.at[f"diffractometer_{c}"] for c in moved}
+            values |= {f"nanogoniometer_{axis}": self.at[f"nanogoniometer_{axis}"] for axis in AXES}
+        elif name == "eiger":
+            values = self.frame()
+        elif name == "monitor":
+            values = {"monitor_flux": self.beamline.nominal_flux}
+        else:
+            values = {name: self.at[name]}
         return {key: {"value": value, "timestamp": self.time} for key, value in values.items()}
+
+    # -- what the devices refuse ------------------------------------------------------------------
+    def span(self, device: str, axis: str) -> tuple[float, float]:
+        """Extremes between which an axis is or is about to be."""
+        name = f"{device}_{axis}"
+        return self.spans.get(name, (self.at[name], self.at[name]))
+
+    def guard(self, name: str, target: float, compensated: bool) -> None:
+        """Note what the guard of the device that `name` belongs to would say."""
+        device, _, axis = name.rpartition("_")
+        check = getattr(self, f"guard_{device}", None)
+        reason = check(axis, target, compensated) if check else None
+        if reason:
+            self.problem(f"{name}: {reason}")
+
+    def _nano_spans(self) -> dict[str, tuple[float, float]]:
+        return {axis: self.span("nanogoniometer", axis) for axis in AXES}
+
+    def guard_nanogoniometer(self, axis: str, target: float, compensated: bool) -> str | None:
+        """Stand-off, and no insertion away from the Bragg setting."""
+        config, spans = self.beamline.nanogoniometer, self._nano_spans()
+        now = {name: self.at[f"nanogoniometer_{name}"] for name in AXES}
+        pivot = self.at["nanogoniometer_pivot"]
+        reason = guards.refuse_modulator(config, tuple(pivot), spans, now, axis, target)
+        leaves = abs(target - now[axis]) > guards.AT_PLACE * getattr(config, axis).tolerance
+        if reason is None and leaves and guards.is_out(config, spans):
+            circles = {name: self.span("diffractometer", name) for name in guards.CIRCLES}
+            strays = guards.strays(self.beamline.diffractometer, self.nominal(), circles)
+            reason = guards.refuse_insertion(strays)
+        return reason
+
+    def guard_diffractometer(self, circle: str, target: float, compensated: bool) -> str | None:
+        """The cone, and no sweep of the modulator through the beam."""
+        config = self.beamline.diffractometer
+        if guards.is_out(self.beamline.nanogoniometer, self._nano_spans()):
+            return None
+        if compensated:
+            return guards.refuse_cone(config, self.nominal(), circle, target)
+        nano = self.beamline.nanogoniometer
+        return guards.refuse_circle(
+            config,
+            self.nominal(),
+            circle,
+            target,
+            self.at[f"diffractometer_{circle}"],
+            rocks=circle == self.beamline.rocking_circle,
+            distance_um=distance_along_beam(
+                *self.pose(), self.at["nanogoniometer_pivot"], nano.distance_at_z0_um
+            ),
+        )
+
+    def guard_sample_stage(self, axis: str, target: float, compensated: bool) -> str | None:
+        """No other crystal with the modulator in."""
+        if guards.is_out(self.beamline.nanogoniometer, self._nano_spans()):
+            self._home = None
+            return None
+        if self._home is None:
+            self._home = {name: self.at[f"sample_stage_{name}"] for name in "xyz"}
+        reach = self.beamline.sample_stage.modulator_reach_um
+        return guards.refuse_exchange(reach, axis, target, self._home[axis])
+
+    def nominal(self) -> dict[str, float]:
+        """Bragg setting at the energy as it is."""
+        return nominal_setting(self.beamline, 1e3 * self.at["energy"])
 
     # -- the ideal beamline -------------------------------------------------------------------------
     def frame(self) -> dict[str, float]:
         """Statistics of a frame at the present positions."""
         rock = self.at[f"diffractometer_{self.beamline.rocking_circle}"]
-        off_peak = (rock - self.beamline.reflection.rocking_nominal_deg) / 0.02
+        off_peak = (rock - self.nominal()[self.beamline.rocking_circle]) / 0.02
         off_beam = math.hypot(self.at["sample_stage_x"], self.at["sample_stage_y"]) / 0.6
         total = 1e6 * self.eiger.exposure_s * math.exp(-(off_peak**2 + off_beam**2) / 2)
         x, y = self.spot()
@@ -217,19 +365,8 @@ class Rehearsal:
 
     def spot(self) -> tuple[float, float]:
         """Where the beam meets the membrane, um."""
-        spot, _ = beam_on_membrane(*self.pose(), self.beamline.nanogoniometer.pivot_um)
+        spot, _ = beam_on_membrane(*self.pose(), self.at["nanogoniometer_pivot"])
         return float(spot[0]), float(spot[1])
-
-    def check_clearance(self) -> None:
-        """Note when the modulator would come inside the stand-off."""
-        nano = self.beamline.nanogoniometer
-        (_, _, z), mchi, mphi = self.pose()
-        gap = float(clearance(z, mchi, mphi, nano.pivot_um, nano.distance_at_z0_um))
-        if gap < nano.stand_off_um:
-            self.problem(
-                f"nanogoniometer: {gap:.0f} um from the crystal at z {z:.0f} um, mchi {mchi:.2f}, mphi "
-                f"{mphi:.2f} deg, inside the stand-off of {nano.stand_off_um:g} um"
-            )
 
     def problem(self, text: str) -> None:
         """Note once."""
@@ -241,6 +378,7 @@ def dry_run(
     plan: Callable[..., MsgGenerator[Any]],
     beamline: Beamline,
     start: Mapping[str, float] | None = None,
+    disk_free_bytes: float | None = None,
     **arguments: Any,
 ) -> DryRun:
     """Rehearse `plan` from the configuration alone.
@@ -254,6 +392,8 @@ def dry_run(
     start : mapping, optional
         Positions to begin from by device name (``nanogoniometer_z``); by default the nominal Bragg setting
         with the modulator out.
+    disk_free_bytes : float, optional
+        Free where the frames go; too little is a problem.
     **arguments
         Of the plan.
 
@@ -269,29 +409,38 @@ def dry_run(
     >>> dry_run(rocking_scan, load_beamline(), exposure_s=1.0).frames
     201
     """
-    walker = Rehearsal(beamline, start)
+    rehearsal = Rehearsal(beamline, start)
     result = None
     try:
         messages = plan(stand_in_devices(beamline), **arguments)
         answer = None
         while True:
-            answer = walker(messages.send(answer))
+            answer = rehearsal(messages.send(answer))
     except StopIteration as end:
         result = end.value
     except (ValueError, RuntimeError) as error:
-        walker.problem(str(error))
-    walker.spend(sum(walker.pending.values()))
+        rehearsal.problem(str(error))
+    rehearsal.spend(sum(rehearsal.pending.values()))
     eiger = beamline.eiger
-    names = sorted(walker.moved)
+    disk_bytes = rehearsal.frames * eiger.rows * eiger.columns * eiger.bit_depth / 8 * COMPRESSED
+    if disk_free_bytes is not None and disk_bytes > disk_free_bytes:
+        rehearsal.problem(
+            f"disk: {disk_bytes / 1e9:.2f} GB of frames do not fit into the {disk_free_bytes / 1e9:.2f} GB "
+            "that are free: make room or choose another folder"
+        )
+    names = sorted(rehearsal.moved)
+    path = rehearsal.path
     return DryRun(
         plan=plan.__name__,
-        duration_s=walker.time,
-        frames=walker.frames,
-        exposure_s=walker.exposure,
-        beam_s=walker.beam,
-        disk_bytes=walker.frames * eiger.rows * eiger.columns * eiger.bit_depth / 8 * COMPRESSED,
-        runs=walker.runs,
-        path={name: np.array([point[name] for point in walker.path]) for name in names if walker.path},
-        problems=tuple(walker.problems),
+        duration_s=rehearsal.time,
+        frames=rehearsal.frames,
+        exposure_s=rehearsal.exposure,
+        beam_s=rehearsal.beam,
+        dose=dose(beamline, rehearsal.photons, rehearsal.beam),
+        disk_bytes=disk_bytes,
+        disk_free_bytes=disk_free_bytes,
+        runs=rehearsal.runs,
+        path={name: np.array([point[name] for point in path]) for name in names if path},
+        problems=tuple(rehearsal.problems),
         result=result,
     )

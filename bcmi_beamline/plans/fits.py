@@ -47,6 +47,12 @@ class PeakFit:
     height: float
     background: float
 
+    @property
+    def is_split(self) -> bool:
+        """Whether maximum and centroid lie so far apart that there is more than one peak, or a skew one."""
+        apart = abs(self.position - self.centroid)
+        return apart > max(0.2 * self.fwhm, 4 * math.hypot(self.position_error, self.centroid_error))
+
 
 @dataclass(frozen=True)
 class EdgeFit:

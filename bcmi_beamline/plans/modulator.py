@@ -12,7 +12,8 @@ from bluesky import plan_stubs as bps
 from bluesky.utils import MsgGenerator
 
 from bcmi_beamline.config import Beamline
-from bcmi_beamline.devices import Devices
+from bcmi_beamline.devices import Devices, nominal_setting
+from bcmi_beamline.devices.guards import is_at, is_out
 from bcmi_beamline.devices.pose_math import AXES, beam_on_membrane, clearance, pivot_compensation
 from bcmi_beamline.plans._stubs import move
 
@@ -22,8 +23,31 @@ Pose = dict[str, float]
 APPROACH_STEP_UM = 1000.0
 
 
+PlaceName = Literal["out", "park"]
+
+
 class ModulatorError(RuntimeError):
     """The modulator is not where it was sent, or cannot go there safely."""
+
+
+def as_it_stands(devices: Devices) -> MsgGenerator[Beamline]:
+    """The configuration with what is read in place of what was surveyed: energy and pivot.
+
+    The nominal Bragg setting follows the energy; all that a plan computes from the configuration does too.
+    """
+    beamline: Beamline = devices.beamline
+    changes: dict[str, Any] = {}
+    nano: Any = devices.nanogoniometer
+    pivot = yield from bps.rd(nano.pivot)
+    x, y, z = (float(value) for value in pivot)
+    changes["nanogoniometer"] = beamline.nanogoniometer.model_copy(update={"pivot_um": (x, y, z)})
+    energy: Any = devices.energy
+    if energy is not None:
+        energy_ev = 1e3 * float((yield from bps.rd(energy)))
+        nominal = nominal_setting(beamline, energy_ev)[beamline.rocking_circle]
+        changes["energy_ev"] = energy_ev
+        changes["reflection"] = beamline.reflection.model_copy(update={"rocking_nominal_deg": nominal})
+    return beamline.model_copy(update=changes)
 
 
 def read_pose(devices: Devices) -> MsgGenerator[Pose]:
@@ -52,10 +76,8 @@ def where_is(beamline: Beamline, pose: Mapping[str, float]) -> Literal["in", "ou
     the membrane nearer to where it does at "in" than at "out", and z is nearer to its value there.
     """
     nano = beamline.nanogoniometer
-    for name in ("out", "park"):
-        place = nano.positions.get(name)
-        if place and all(abs(pose[a] - v) <= 10 * getattr(nano, a).tolerance for a, v in place.items()):
-            return "out"
+    if is_out(nano, {axis: (value, value) for axis, value in pose.items()}):
+        return "out"
     spot, _ = beam_on_membrane(_translation(pose), pose["mchi"], pose["mphi"], nano.pivot_um)
     inside, outside = nano.positions["in"], nano.positions["out"]
 
@@ -105,7 +127,6 @@ def move_modulator(
     devices: Devices, now: Mapping[str, float], target: Mapping[str, float]
 ) -> MsgGenerator[None]:
     """From the pose `now` to `target`: z first when it retracts, last when it approaches."""
-    check_pose(devices.beamline, {**now, **target})
     nano = devices.nanogoniometer
     sideways = [item for a, v in target.items() if a != "z" and v != now[a] for item in (getattr(nano, a), v)]
     z = [nano.z, target["z"]] if target.get("z", now["z"]) != now["z"] else []
@@ -115,13 +136,15 @@ def move_modulator(
             yield from move(*step)
 
 
-def retract_modulator(devices: Devices) -> MsgGenerator[Pose]:
+def retract_modulator(devices: Devices, place: PlaceName = "out") -> MsgGenerator[Pose]:
     """Take the modulator out of the beam: z away from the crystal first, then aside.
 
     Parameters
     ----------
     devices : Devices
         The beamline.
+    place : {"out", "park"}
+        Named position to go to; "park" for an exchange of samples.
 
     Returns
     -------
@@ -129,8 +152,13 @@ def retract_modulator(devices: Devices) -> MsgGenerator[Pose]:
         The pose it ends in.
     """
     now = yield from read_pose(devices)
-    out = dict(devices.beamline.nanogoniometer.positions["out"])
-    if where_is(devices.beamline, now) != "out":
+    config = devices.beamline.nanogoniometer
+    if place not in config.positions:
+        raise ValueError(
+            f"modulator: no position {place!r}, the configuration has {', '.join(config.positions)}"
+        )
+    out: dict[Any, float] = dict(config.positions[place])
+    if not is_at(config, out, {axis: (value, value) for axis, value in now.items()}):
         nano = devices.nanogoniometer
         if out["z"] > now["z"]:
             yield from bps.mv(nano.z, out["z"])
@@ -140,10 +168,9 @@ def retract_modulator(devices: Devices) -> MsgGenerator[Pose]:
     return (yield from read_pose(devices))
 
 
-def _approach(devices: Devices, z_now: float, z_target: float) -> MsgGenerator[None]:
+def _approach(devices: Devices, beamline: Beamline, z_now: float, z_target: float) -> MsgGenerator[None]:
     """Move z in steps, each checked by its readback and by the distance that all five readings imply."""
-    beamline, nano = devices.beamline, devices.nanogoniometer
-    config = beamline.nanogoniometer
+    nano, config = devices.nanogoniometer, beamline.nanogoniometer
     steps = max(1, math.ceil(abs(z_now - z_target) / APPROACH_STEP_UM))
     for step in range(1, steps + 1):
         wanted = z_target + (z_now - z_target) * (1 - step / steps)
@@ -184,7 +211,8 @@ def insert_modulator(devices: Devices, z_um: float | None = None) -> MsgGenerato
     ModulatorError
         When a step of the approach did not end where it should; z stays there.
     """
-    beamline, nano = devices.beamline, devices.nanogoniometer
+    nano = devices.nanogoniometer
+    beamline = yield from as_it_stands(devices)
     now = yield from read_pose(devices)
     flat = {"mchi": 0.0, "mphi": 0.0, **beamline.nanogoniometer.positions["in"]}
     if z_um is not None:
@@ -198,8 +226,15 @@ def insert_modulator(devices: Devices, z_um: float | None = None) -> MsgGenerato
             yield from bps.mv(nano.z, far)
             now["z"] = far
     yield from bps.mv(*aside)
-    yield from _approach(devices, now["z"], target["z"])
+    yield from _approach(devices, beamline, now["z"], target["z"])
     return (yield from read_pose(devices))
+
+
+def modulator_state(devices: Devices) -> MsgGenerator[Literal["in", "out"]]:
+    """Whether the modulator is in; anywhere else it counts as out."""
+    beamline = yield from as_it_stands(devices)
+    pose = yield from read_pose(devices)
+    return "in" if where_is(beamline, pose) == "in" else "out"
 
 
 def ensure_modulator(
@@ -214,8 +249,9 @@ def ensure_modulator(
     """
     if state not in ("in", "out"):
         raise ValueError(f"modulator: 'in' or 'out', not {state!r}")
+    beamline = yield from as_it_stands(devices)
     now = yield from read_pose(devices)
-    if where_is(devices.beamline, now) == state:
+    if where_is(beamline, now) == state:
         return now
     if state == "out":
         return (yield from retract_modulator(devices))

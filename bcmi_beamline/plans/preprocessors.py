@@ -10,7 +10,8 @@ from bluesky.utils import MsgGenerator
 
 from bcmi_beamline.config import Beamline
 from bcmi_beamline.devices import Devices, EigerPlan
-from bcmi_beamline.plans.modulator import distance_m, read_pose, retract_modulator
+from bcmi_beamline.devices.pose_math import AXES
+from bcmi_beamline.plans.modulator import as_it_stands, distance_m, read_pose, retract_modulator
 
 ScanKind = Literal["rocking", "ptychography", "alignment", "bragg_peak"]
 Metadata = Mapping[str, Any]
@@ -31,16 +32,8 @@ def safe_state_wrapper(plan: MsgGenerator, devices: Devices, retract: bool = Fal
         where the operator left it, calibrated.
     """
     nano, sample = devices.nanogoniometer, devices.sample_stage
-    movers: list[Any] = [
-        nano.x,
-        nano.y,
-        nano.z,
-        nano.mchi,
-        nano.mphi,
-        devices.diffractometer.rock,
-        sample.x,
-        sample.y,
-    ]
+    movers: list[Any] = [getattr(nano, axis) for axis in AXES]
+    movers += [devices.diffractometer.rock, sample.x, sample.y, sample.z]
 
     def stop(_error: Exception) -> MsgGenerator[None]:
         yield from bps.mv(devices.shutter, 0)
@@ -71,12 +64,15 @@ def scan_metadata(
 
     Parameters
     ----------
+    beamline : Beamline
+        As it stands: the geometry is that of the energy as read.
     pose : mapping
         Nanogoniometer readings x, y, z (um), mchi, mphi (deg) as the run starts.
     window : int
         Edge in pixels of the square around the configured beam that is analysed.
     """
     eiger = beamline.eiger
+    pivot = beamline.nanogoniometer.pivot_um
     geometry = beamline.geometry(distance_m(beamline, pose) if modulator == "in" else 0.0)
     return {
         "plan_name": plan_name,
@@ -92,6 +88,7 @@ def scan_metadata(
         },
         "modulator": modulator,
         "modulator_position_um": {axis: float(value) for axis, value in pose.items()},
+        "pivot_um": list(pivot),
     }
 
 
@@ -166,9 +163,10 @@ def measure(
 
     def run() -> MsgGenerator[str]:
         count_cutoff = yield from bps.rd(eiger.cam.count_cutoff)
+        beamline = yield from as_it_stands(devices)
         pose = yield from read_pose(devices)
         start = scan_metadata(
-            devices.beamline,
+            beamline,
             plan_name=plan_name,
             scan_kind=scan_kind,
             pose=pose,

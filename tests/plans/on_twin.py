@@ -87,13 +87,18 @@ class TwinBench(Rehearsal):
 
 
 def tilted_preset(preset: Preset, mchi_deg: float, mphi_deg: float, seed: int) -> Preset:
-    """`preset` with the tilts hidden and another modulator and other noise."""
+    """`preset` with a modulator that is perpendicular at these readings.
+
+    Its pattern, squareness to the stage (0.1 deg), pivot (50 um) and all noise differ from seed to seed.
+    """
     sim = preset.sim
     rng = np.random.default_rng([seed, 77])
+    about_x, about_y = (float(v) for v in rng.normal(0, 0.1, 2))
     hidden = sim.hidden.model_copy(
         update={
-            "mchi_deg": mchi_deg,
-            "mphi_deg": mphi_deg,
+            "mchi_deg": mchi_deg + about_x,
+            "mphi_deg": mphi_deg + about_y,
+            "squareness_deg": (about_x, about_y),
             "pivot_um": tuple(float(v) for v in rng.normal(0, 50, 3)),
         }
     )
