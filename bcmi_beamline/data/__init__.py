@@ -1,4 +1,4 @@
-"""Documents and files to scans and back: the catalogue, the document log, CXI.
+"""Documents and files to scans and back: the catalogue, the document log, CXI, NeXus, Eiger and ID01 files.
 
 Storage never stops a scan: documents go to a log on local disk first, then to the catalogue from a thread of
 its own. Files that cannot be used raise `FileError`, one line that names file, dataset, fault and mend.
@@ -23,6 +23,9 @@ from bcmi_beamline.data.cxi import (
 )
 from bcmi_beamline.data.disk import DiskWatch, NoRoomError
 from bcmi_beamline.data.documents import DocumentLog, read_log, replay
+from bcmi_beamline.data.eiger_files import read_eiger
+from bcmi_beamline.data.id01 import read_id01, write_id01
+from bcmi_beamline.data.nexus import write_nexus
 
 __all__ = [
     "BackgroundTiledWriter",
@@ -37,6 +40,8 @@ __all__ = [
     "open_catalog",
     "read_crystal",
     "read_cxi",
+    "read_eiger",
+    "read_id01",
     "read_log",
     "read_modulator",
     "read_ptychography",
@@ -45,7 +50,9 @@ __all__ = [
     "replay",
     "sha256",
     "write_cxi",
+    "write_id01",
     "write_modulator",
+    "write_nexus",
     "write_ptychography",
     "write_reconstruction",
     "write_rocking",

@@ -126,13 +126,17 @@ def _geometry(measured: Measured, peak: tuple[int, int]) -> Geometry:
         )
 
 
-def rocking_scan(measured: Measured, window: int | None = None) -> RockingScan:
+def rocking_scan(
+    measured: Measured, window: int | None = None, keep: tuple[tuple[int, int], float] | None = None
+) -> RockingScan:
     """Cut one window around the peak and count angles from the top of the rocking curve.
 
     Parameters
     ----------
     window : int, optional
         Edge in pixels; 256, or as much as fits around the peak, where absent.
+    keep : tuple, optional
+        Where the peak is known to be, (row, column) and angle: the frames are then left as they are.
 
     Raises
     ------
@@ -144,18 +148,24 @@ def rocking_scan(measured: Measured, window: int | None = None) -> RockingScan:
         peak, curve = _peak(frames, measured.mask)
         if not curve.any():
             raise reader.fail(measured.frames_name, "holds no counts", "name another scan")
-        cut = _window(measured, peak, window)
+        if keep is None:
+            cut = _window(measured, peak, window)
+        else:
+            peak, cut = keep[0], (slice(0, frames.shape[1]), slice(0, frames.shape[2]))
         counts = frames.within(cut)[:]
     angles = measured.angles_deg
     if angles is None or angles.shape != curve.shape:
         found = 0 if angles is None else angles.size
         raise reader.fail("rocking angle", f"{found} angles for {len(curve)} frames", "give angles_deg")
     top = np.clip(curve - curve.max() / 2, 0, None)
+    zero = float((top * angles).sum() / top.sum()) if keep is None else keep[1]
     geometry = _geometry(measured, peak)
     data, mask = clean_frames(counts, measured.mask[cut], measured.count_cutoff, per_frame=True)
+    if mask.all():
+        raise reader.fail(measured.frames_name, "every pixel of the window is masked", "choose another scan")
     return RockingScan(
         frames=cast(np.ndarray, data[:]),
-        angles_deg=angles - float((top * angles).sum() / top.sum()),
+        angles_deg=angles - zero,
         mask=mask,
         geometry=geometry,
         flux=measured.flux,

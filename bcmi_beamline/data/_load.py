@@ -17,12 +17,17 @@ from bcmi_beamline.data._clean import FrameSource, clean_frames
 from bcmi_beamline.data._hdf5 import FileError, Reader, file_error, open_hdf5
 from bcmi_beamline.data.catalog import Catalog
 from bcmi_beamline.data.cxi import read_cxi, write_cxi
+from bcmi_beamline.data.eiger_files import is_eiger_master, read_master
+from bcmi_beamline.data.id01 import find_scan, read_scan, write_id01
+from bcmi_beamline.data.nexus import write_nexus
 from bcmi_beamline.geometry import Geometry
 from bcmi_beamline.scans import PtychographyScan, RockingScan
 
 Scan = RockingScan | PtychographyScan
 
 IMAGE = "eiger_image"
+SENTINEL = "sentinel"
+"""1 in the events of frames that belong to no point of the scan."""
 PIXEL_MASK = "/entry/instrument/detector/detectorSpecific/pixel_mask"
 
 
@@ -88,11 +93,31 @@ class _WindowFrames:
         return self._source.read(self._wanted[key], self._cut)
 
 
+class _JoinedFrames:
+    """Frames of an interrupted run and of the one that completes it."""
+
+    def __init__(self, first: FrameSource, second: FrameSource) -> None:
+        self._first, self._second = first, second
+        self.dtype = first.dtype
+        self.shape = (first.shape[0] + second.shape[0], *first.shape[1:])
+
+    def __getitem__(self, key: slice, /) -> np.ndarray:
+        begin, stop, _ = key.indices(self.shape[0])
+        count = self._first.shape[0]
+        parts = [self._first[min(begin, count) : min(stop, count)]]
+        parts.append(self._second[max(begin - count, 0) : max(stop - count, 0)])
+        return np.concatenate(parts)
+
+
 # -- runs -------------------------------------------------------------------------------------------
 class _Run:
-    """One run as the catalogue gives it, asked for what a scan needs."""
+    """One run as the catalogue gives it, asked for what a scan needs.
 
-    def __init__(self, client: Any) -> None:
+    A run that ``continues`` another brings the points of that one along, first. Events marked ``sentinel``
+    are no points; with `sentinels` they are what is looked at.
+    """
+
+    def __init__(self, client: Any, sentinels: bool = False) -> None:
         try:
             self.start: dict[str, Any] = client.metadata["start"]
             self._stop = client.metadata.get("stop") or {}
@@ -114,9 +139,33 @@ class _Run:
         present = set(self._stream)
         if IMAGE not in present:
             raise self.fail("primary", f"has no {IMAGE}", "name a scan that used the detector")
-        wanted = [*self._axes, "eiger_frame", "monitor_flux"]
+        wanted = [*self._axes, "eiger_frame", "monitor_flux", SENTINEL]
         readings = self._stream.read([key for key in wanted if key in present])
         self._readings = {key: np.asarray(readings[key].values) for key in wanted if key in present}
+        marked = self._readings.pop(SENTINEL, np.zeros(len(self._readings.get(self._axes[0], ()))))
+        kept = (marked != 0) == sentinels
+        self._readings = {key: values[kept] for key, values in self._readings.items()}
+        self._earlier = self._continued(client, sentinels)
+
+    def _continued(self, client: Any, sentinels: bool) -> _Run | None:
+        """Return the run that this one completes."""
+        uid = self.start.get("continues")
+        if uid is None:
+            return None
+        try:
+            earlier = _Run(client.parent[uid], sentinels)
+        except KeyError:
+            raise self.fail(
+                "start document",
+                f"continues run {uid[:8]}, which is not here",
+                "restore it from its document log",
+            ) from None
+        for key in ("scan_kind", "rocking", "window", "modulator"):
+            if earlier.start.get(key) != self.start.get(key):
+                raise self.fail(
+                    "start document", f"{key} is not that of {earlier.name}", "load them one by one"
+                )
+        return earlier
 
     def fail(self, where: str, wrong: str, mend: str) -> FileError:
         return file_error(self.name, where, wrong, mend)
@@ -134,7 +183,11 @@ class _Run:
         return value
 
     def column(self, key: str) -> np.ndarray:
-        """Return one reading per event."""
+        """Return one reading per point."""
+        own = self._own(key)
+        return own if self._earlier is None else np.concatenate([self._earlier.column(key), own])
+
+    def _own(self, key: str) -> np.ndarray:
         if key not in self._readings:
             raise self.fail("primary", f"has no {key}", "record it with the scan")
         values = self._readings[key]
@@ -143,20 +196,31 @@ class _Run:
         return values
 
     def optional(self, key: str) -> np.ndarray | None:
-        """Return one reading per event where the scan recorded it."""
-        return self.column(key) if key in self._readings else None
+        """Return one reading per point where the scan recorded it."""
+        return self.column(key) if self._has(key) else None
+
+    def _has(self, key: str) -> bool:
+        return key in self._readings and (self._earlier is None or self._earlier._has(key))
 
     def axes(self) -> list[np.ndarray]:
         """Return the rocking circle's readings (deg), or the modulator's x and y (um)."""
         return [self.column(key) for key in self._axes]
 
-    def frames(self, points: int) -> tuple[_WindowFrames, np.ndarray]:
+    def frames(self) -> tuple[FrameSource, np.ndarray]:
         """Return the window of each point's frame, and the pixels of it known to be bad."""
+        frames, bad = self._own_frames()
+        if self._earlier is None:
+            return frames, bad
+        before, bad_before = self._earlier.frames()
+        return _JoinedFrames(before, frames), bad | bad_before
+
+    def _own_frames(self) -> tuple[_WindowFrames, np.ndarray]:
+        points = len(self._own(self._axes[0]))
         image = self._stream[IMAGE]
         files, dataset = _local_files(image)
         source = _LocalFrames(files, dataset) if files else _ServedFrames(image)
-        rows = self.optional("eiger_frame")
-        wanted = np.arange(points) if rows is None else rows.astype(int)
+        told = "eiger_frame" in self._readings
+        wanted = self._own("eiger_frame").astype(int) if told else np.arange(points)
         if points == 0 or wanted.max() >= source.length:
             wrong = f"{points} points but {source.length} frames"
             raise self.fail(IMAGE, wrong, "restore the detector's files")
@@ -191,11 +255,12 @@ class _Run:
         """Return the provenance that travels with the scan."""
         kept = (
             "plan_name", "scan_kind", "scan_id", "time", "exposure_s", "beamline", "sample", "proposal",
-            "modulator", "modulator_position_um", "calibration", "geometry", "window",
+            "modulator", "modulator_position_um", "calibration", "geometry", "window", "rocking",
         )  # fmt: skip
         found = {key: self.start[key] for key in kept if key in self.start}
         return {
             "run_uid": self.start["uid"],
+            **({"continues": self._earlier.metadata()["run_uid"]} if self._earlier else {}),
             **found,
             "exit_status": self._stop.get("exit_status", "unknown"),
         }
@@ -216,15 +281,15 @@ def _relative(flux: np.ndarray | None) -> np.ndarray | None:
     return None if flux is None or not (flux > 0).all() else flux / flux.mean()
 
 
-def _scan(client: Any, *, in_memory: bool) -> Scan:
+def _scan(client: Any, *, in_memory: bool, sentinels: bool = False) -> Scan:
     """Build the scan of a run; frames that stay on disk are read when sliced."""
-    run = _Run(client)
+    run = _Run(client, sentinels)
     try:
         geometry = Geometry(**run.get("geometry"))
     except (TypeError, ValueError) as error:
         raise run.fail("start document", f"geometry: {error}", "correct it") from None
     axes = run.axes()
-    window, bad = run.frames(len(axes[0]))
+    window, bad = run.frames()
     source: FrameSource = window[:] if in_memory else window
 
     cutoff = run.start["detector"].get("count_cutoff")
@@ -262,15 +327,25 @@ def _scan(client: Any, *, in_memory: bool) -> Scan:
     )
 
 
-def load(source: str | Path | Any, catalog: Catalog | None = None) -> Scan:
-    """Load a scan from a CXI file, a run, or a run's uid.
+def load(
+    source: str | Path | Any,
+    catalog: Catalog | None = None,
+    *,
+    window: int | None = None,
+    angles_deg: np.ndarray | None = None,
+    two_theta_deg: float | None = None,
+) -> Scan:
+    """Load a scan from a file, a run, or a run's uid.
 
     Parameters
     ----------
     source : path, str or run
-        A CXI file; a run of the catalogue (``catalog[-1]``); or the beginning of a run's uid.
+        A CXI file, an Eiger's master file, or one laid out as at ID01; a run of the catalogue
+        (``catalog[-1]``); or the beginning of a run's uid.
     catalog : Catalog, optional
         Where to look for the uid.
+    window, angles_deg, two_theta_deg : optional
+        For frames by others, as in `read_eiger`.
 
     Returns
     -------
@@ -288,17 +363,41 @@ def load(source: str | Path | Any, catalog: Catalog | None = None) -> Scan:
     if isinstance(source, Path) or (
         isinstance(source, str) and (Path(source).suffix or Path(source).exists())
     ):
-        content = read_cxi(source)
-        if not isinstance(content, Scan):
-            raise file_error(
-                source, "content", f"is a {type(content).__name__}, not a scan", "name another file"
-            )
-        return content
+        return _load_file(source, window, angles_deg, two_theta_deg)
     if isinstance(source, str):
         if catalog is None:
             raise ValueError(f"{source!r} is no file; give the catalogue that holds this run")
         source = catalog.run(source)
     return _scan(source, in_memory=True)
+
+
+def load_sentinels(run: Any) -> Scan:
+    """Load the frames that a scan took between its points, at the peak or at its centre, as a scan.
+
+    Parameters
+    ----------
+    run : run of the catalogue
+
+    Raises
+    ------
+    FileError
+        In one line: when the run has none.
+    """
+    return _scan(run, in_memory=True, sentinels=True)
+
+
+def _load_file(
+    path: str | Path, window: int | None, angles_deg: np.ndarray | None, two_theta_deg: float | None
+) -> Scan:
+    with Reader(path) as reader, reader.guard("content"):
+        if is_eiger_master(reader):
+            return read_master(reader, angles_deg, two_theta_deg, window)
+        if found := find_scan(reader):
+            return read_scan(reader, *found, window)
+    content = read_cxi(path)
+    if not isinstance(content, Scan):
+        raise file_error(path, "content", f"is a {type(content).__name__}, not a scan", "name another file")
+    return content
 
 
 def export(run: Any, path: str | Path, format: str = "cxi") -> None:
@@ -308,7 +407,7 @@ def export(run: Any, path: str | Path, format: str = "cxi") -> None:
     ----------
     run : run of the catalogue
     path : path
-    format : {"cxi"}
+    format : {"cxi", "nexus", "id01"}
 
     Raises
     ------
@@ -322,4 +421,4 @@ def export(run: Any, path: str | Path, format: str = "cxi") -> None:
     _FORMATS[format](path, _scan(run, in_memory=False))
 
 
-_FORMATS = {"cxi": write_cxi}
+_FORMATS = {"cxi": write_cxi, "nexus": write_nexus, "id01": write_id01}

@@ -125,17 +125,23 @@ def put(file: h5py.File, name: str, values: Any, unit: str | None = None) -> Non
         file[name].attrs["units"] = unit
 
 
-def put_frames(file: h5py.File, name: str, frames: Any) -> None:
-    """Counts, one compressed chunk a frame, copied in blocks; unsigned integers stay, else float32."""
+def put_frames(file: h5py.File, name: str, frames: Any, *, plain: bool = False) -> None:
+    """Counts, one compressed chunk a frame, copied in blocks; unsigned integers stay, else float32.
+
+    Compressed as the Eiger does, or `plain`, as an HDF5 without plugins reads it.
+    """
     dtype = frames.dtype if frames.dtype.kind == "u" else np.dtype(np.float32)
-    out = file.create_dataset(name, frames.shape, dtype, chunks=(1, *frames.shape[1:]), **bitshuffle_lz4())
+    packed: dict[str, Any] = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
+    packed = packed if plain else bitshuffle_lz4()
+    out = file.create_dataset(name, frames.shape, dtype, chunks=(1, *frames.shape[1:]), **packed)
     step = frames_per_block(frames)
     for start in range(0, len(frames), step):
         out[start : start + step] = frames[start : start + step]
 
 
 def _put_frames(file: h5py.File, scan: RockingScan | PtychographyScan) -> None:
-    put_frames(file, FRAMES, scan.frames)
+    # programs for ptychography come without the Eiger's filter
+    put_frames(file, FRAMES, scan.frames, plain=isinstance(scan, PtychographyScan))
     file[f"{DETECTOR}/data"] = h5py.SoftLink(FRAMES)
     put(file, f"{DETECTOR}/mask", scan.mask.astype(np.uint32))
     put(file, FLUX, scan.flux)
