@@ -1,4 +1,4 @@
-"""What makes an IPython session pleasant: live table and plots, a line of progress, telling objects.
+"""What makes an IPython session pleasant: live table and plots, a line of progress, dry runs.
 
 Nothing here is needed to measure; the queue server's worker takes the live table only.
 """
@@ -86,7 +86,6 @@ def install_displays(session: Session) -> None:
     """
     from bluesky.callbacks.best_effort import BestEffortCallback
     from bluesky_queueserver import is_re_worker_active
-    from IPython import get_ipython  # pyright: ignore[reportPrivateImportUsage]
 
     from bcmi_beamline.session import RunProgress
 
@@ -98,8 +97,6 @@ def install_displays(session: Session) -> None:
         line = ProgressLine()
         session.RE.waiting_hook = line  # pyright: ignore[reportAttributeAccessIssue]
         session.RE.subscribe(RunProgress(line.scan))
-    if (shell := get_ipython()) is not None:
-        install_representations(shell)
 
 
 def _has_window() -> bool:
@@ -107,42 +104,6 @@ def _has_window() -> bool:
     import matplotlib
 
     return matplotlib.get_backend().lower() not in ("agg", "pdf", "svg", "ps", "template")
-
-
-def describe(device: Any) -> str:
-    """A device in words: one line for each motor with readback, unit and limits, else name and reading."""
-    from bcmi_beamline.devices import Motor
-
-    if isinstance(device, Motor):
-        low, high = device.limits
-        moving = "  moving" if device.moving else ""
-        place = f"{device.position:>12.4f} {device.axis.unit:<4}"
-        return f"{device.name:<28}{place} [{low:g}, {high:g}]{moving}"
-    parts = [getattr(device, name) for name in getattr(device, "component_names", ())]
-    motors = [describe(part) for part in parts if isinstance(part, Motor)]
-    if motors:
-        return "\n".join(motors)
-    read: dict[str, Any] = device.read()
-    return "\n".join(f"{name:<28}{_shown(entry['value'])}" for name, entry in read.items())
-
-
-def _shown(value: Any) -> str:
-    return f"{value:>12.6g}" if isinstance(value, int | float) else f"{value!s:>12}"
-
-
-def install_representations(shell: Any) -> None:
-    """Let IPython print devices as `describe` does.
-
-    Parameters
-    ----------
-    shell : IPython.InteractiveShell
-    """
-    from ophyd import Device
-
-    def pretty(device: Any, printer: Any, cycle: bool) -> None:
-        printer.text(describe(device) if device.connected else f"{device.name}: not connected")
-
-    shell.display_formatter.formatters["text/plain"].for_type(Device, pretty)
 
 
 def bound_dry_run(session: Session) -> Callable[..., Any]:

@@ -186,7 +186,8 @@ class BackgroundTiledWriter:
         self._queue.put(None)
         self._thread.join(timeout_s)
         if self._thread.is_alive() or self.failures:
-            logger.error("the catalogue has not stored every run; bcmi replay stores what is missing")
+            why = next(iter(self.failures.values()), "it is still being written to")
+            logger.error("the catalogue lacks a run (%s); bcmi replay stores what is missing", why)
         self._thread = None
 
 
@@ -446,11 +447,15 @@ def _is_whole(run: Any, tally: Tally) -> bool:
     """Whether a stored run has its end, every event once and every frame."""
     if not run.metadata.get("stop"):
         return False
-    for stream, events in tally.events.items():
-        if events:
-            stored = run[stream].read(["seq_num"])["seq_num"].values if stream in run else ()
-            if sorted(stored) != list(range(1, events + 1)):
-                return False
+    import dask  # heavy, and needed here alone
+
+    # dask's own pool takes no work while the interpreter ends, which is when a session at a prompt closes
+    with dask.config.set(scheduler="synchronous"):
+        for stream, events in tally.events.items():
+            if events:
+                stored = run[stream].read(["seq_num"])["seq_num"].values if stream in run else ()
+                if sorted(stored) != list(range(1, events + 1)):
+                    return False
     return all(run[stream][key].shape[0] == frames for (stream, key), frames in tally.frames.items())
 
 

@@ -1,4 +1,4 @@
-"""Live table, plots, progress, and devices that print where they are."""
+"""Live table, plots and progress."""
 
 from bcmi_beamline.prompt import install_displays
 
