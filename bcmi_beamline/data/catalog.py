@@ -447,7 +447,7 @@ def _is_whole(run: Any, tally: Tally) -> bool:
     """Whether a stored run has its end, every event once and every frame."""
     if not run.metadata.get("stop"):
         return False
-    import dask  # heavy, and needed here alone
+    import dask.config  # heavy, and needed here alone
 
     # dask's own pool takes no work while the interpreter ends, which is when a session at a prompt closes
     with dask.config.set(scheduler="synchronous"):
