@@ -294,6 +294,12 @@ class FacetSettings(_Model):
     distance: Positive = 1.0
     """From the centre, relative to the other facets; `CrystalSettings.size_nm` sets the scale."""
 
+    @model_validator(mode="after")
+    def _has_direction(self):
+        if not any(self.hkl):
+            raise ValueError("no facet has hkl = 0 0 0")
+        return self
+
 
 class CrystalSettings(_Model):
     """The simulated crystal: grown from these numbers, or read from `array`."""

@@ -7,13 +7,13 @@ form from slits and lens; the degree of coherence (coherence length over beam wi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import xraydb
-from scipy.special import erf
 
 from bcmi_beamline.config import Beamline, SimulationSettings
 from bcmi_beamline.geometry import wavelength_from_energy
@@ -73,7 +73,9 @@ class IncidentBeam:
         self._focus_waist = sim.beam_fwhm_um * 1e-6 / float(np.sqrt(2 * np.log(2)))
         self.modes = (sim.nuisances.coherence_modes, sim.nuisances.coherence_modes_vertical)
         """Coherence modes along x and y."""
+        self._filters = {filter_key(name): plate for name, plate in beamline.filters.items()}
         self._gaps = beamline.slits.nominal_um if beamline.slits else (1.0, 1.0)
+        self._nominally_passed = [self._passed(axis, gap, 0.0) for axis, gap in enumerate(self._gaps)]
         self._degrees = [
             2 * length * 1e-6 / self._focus_waist if count > 1 else np.inf
             for length, count in zip(sim.nuisances.coherence_length_um, self.modes, strict=True)
@@ -90,7 +92,7 @@ class IncidentBeam:
             pose["energy"] = beamline.energy_ev * 1e-3
         if beamline.focus:
             pose["focus"] = beamline.focus.nominal_mm
-        return pose | {filter_key(name): 0.0 for name in beamline.filters}
+        return pose | dict.fromkeys(self._filters, 0.0)
 
     # -- how much -----------------------------------------------------------------------------------
     def intensity(self, pose: Mapping[str, float]) -> float:
@@ -98,10 +100,10 @@ class IncidentBeam:
         if not pose["beam"]:
             return 0.0
         flux = max(pose["ring_current"], 0.0) / FULL_CURRENT_MA
-        for axis, gap in enumerate(self._gaps):
-            flux *= self._passed(axis, *self._slit(axis, pose)) / self._passed(axis, gap, 0.0)
-        for name, plate in self._beamline.filters.items():
-            if pose[filter_key(name)]:
+        for axis, nominal in enumerate(self._nominally_passed):
+            flux *= self._passed(axis, *self._slit(axis, pose)) / nominal
+        for key, plate in self._filters.items():
+            if pose[key]:
                 energy_ev = round(self.energy_ev(pose), 3)
                 flux *= _transmission(plate.material, plate.thickness_um, energy_ev)
         return flux
@@ -115,9 +117,8 @@ class IncidentBeam:
         """Fraction of the beam that a slit lets through, um."""
         if gap < CLOSED_UM:
             return 0.0
-        edges = np.array([centre - gap / 2, centre + gap / 2])
-        scaled = erf(edges * 2 * np.sqrt(np.log(2)) / self._sim.slit_beam_um[axis])
-        return float(scaled[1] - scaled[0]) / 2
+        scale = 2 * math.sqrt(math.log(2)) / self._sim.slit_beam_um[axis]
+        return (math.erf(scale * (centre + gap / 2)) - math.erf(scale * (centre - gap / 2))) / 2
 
     # -- what shape ---------------------------------------------------------------------------------
     def energy_ev(self, pose: Mapping[str, float], monochromator_rise_k: float = 0.0) -> float:

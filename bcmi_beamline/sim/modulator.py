@@ -119,7 +119,7 @@ def _draw_fiducial(film: np.ndarray, edge: float) -> None:
     stem = column + size // 4
     film[row - size // 4 : row + size + size // 4, stem : stem + bar] = True
     film[row + bar : row + 2 * bar, stem : stem + size // 2] = True
-    film[row + size // 2 : row + size // 2 + bar, stem : stem + size // 3] = True
+    film[row + 3 * bar : row + 4 * bar, stem : stem + size // 3] = True
 
 
 def largest_piece(film: np.ndarray) -> np.ndarray:

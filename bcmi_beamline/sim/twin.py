@@ -6,6 +6,7 @@ projections and Fresnel integrals; no grid, kernel or array convention is shared
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -417,7 +418,7 @@ class Twin:
                 f"the beamline has no axis {', '.join(unknown)}; axes are {', '.join(self._nominal)}"
             )
         complete = {**self._nominal, "ring_current": self.ring_current(time_s), **pose}
-        bad = [name for name, value in complete.items() if not np.isfinite(value)]
+        bad = [name for name, value in complete.items() if not math.isfinite(value)]
         if bad:
             raise ValueError(f"the reading of {', '.join(bad)} is not a finite number")
         return complete

@@ -1,8 +1,17 @@
+import h5py
 import numpy as np
 import pytest
+from scipy import ndimage
 
-from bcmi_beamline.config import CrystalSettings, list_presets, load_beamline, load_preset
-from bcmi_beamline.sim.crystal import _orientation, make_crystal
+from bcmi_beamline.config import (
+    ConfigError,
+    CrystalSettings,
+    list_presets,
+    load_beamline,
+    load_crystal,
+    load_preset,
+)
+from bcmi_beamline.sim.crystal import _family, _orientation, make_crystal
 
 GEOMETRY = load_beamline().geometry()
 
@@ -91,3 +100,100 @@ def test_dislocation_winds_the_phase_once():
     around = ratio[layer, row, column]
     winding = np.angle(around[1:] * np.conj(around[:-1])).sum() / (2 * np.pi)
     assert abs(winding) == pytest.approx(1, abs=1e-3)
+
+
+def test_extreme_crystal_winds_the_phase_beyond_50_rad():
+    crystal = make_crystal(load_preset("extreme").sim.crystal, 10e-9, GEOMETRY)
+    assert np.ptp((crystal.q_norm * crystal.displacement)[crystal.interior()]) > 50
+
+
+def test_families_have_the_facets_of_the_cube():
+    for hkl, count in (((1, 0, 0), 6), ((1, 1, 1), 8), ((1, 1, 0), 12), ((3, 1, 1), 24)):
+        members = _family(hkl)
+        assert len(members) == count
+        np.testing.assert_allclose(np.linalg.norm(members, axis=1), 1)
+        assert len(np.unique(members.round(9), axis=0)) == count
+
+
+def test_own_facets_give_an_own_shape():
+    cube = grow(facets=[{"hkl": (1, 0, 0)}], unevenness=0.0, size_nm=(300.0, 300.0, 300.0), azimuth_deg=0.0)
+    octahedron = grow(facets=[{"hkl": (1, 1, 1)}], unevenness=0.0, size_nm=(300.0, 300.0, 300.0))
+    assert np.abs(cube.density - octahedron.density).sum() > 0.3 * cube.density.sum()
+    # equal facets: each is its own mirror image through the centre
+    assert np.abs(cube.density - cube.density[::-1, ::-1, ::-1]).max() < 1e-3
+    with pytest.raises(ValueError, match="no facet has hkl = 0 0 0"):
+        grow(facets=[{"hkl": (0, 0, 0)}])
+
+
+def test_weights_choose_the_displacement():
+    only = dict.fromkeys(("random", "bending", "relaxation"), 0.0)
+    fields = [grow(**(only | {name: 1.0})).displacement for name in only]
+    for a, b in ((0, 1), (0, 2), (1, 2)):
+        assert abs(np.corrcoef(fields[a].ravel(), fields[b].ravel())[0, 1]) < 0.9
+
+
+def test_strain_does_not_see_missing_lattice_planes():
+    plain, faulted = grow(), grow(dislocation=True)
+    z, _, x = np.meshgrid(*faulted.axes, indexing="ij")
+    away = faulted.interior() & (np.hypot(x - 300e-9 / 8, z) > 60e-9)
+    # an edge dislocation strains by about b / (2 pi r)
+    assert np.abs(faulted.strain() - plain.strain())[away].max() < 2 * 0.2265e-9 / (2 * np.pi * 60e-9)
+
+
+@pytest.mark.parametrize("kind", ["npy", "npz", "h5"])
+def test_crystal_comes_back_from_an_array(tmp_path, kind):
+    made = grow()
+    path = tmp_path / f"mine.{kind}"
+    if kind == "npy":
+        np.save(path, made.image())
+    elif kind == "npz":
+        np.savez(path, object=made.image(), voxel_size=made.voxel_size)
+    else:
+        with h5py.File(path, "w") as file:
+            file["entry_1/image_1/data"] = made.image()
+            file["entry_1/image_1/voxel_size"] = made.voxel_size
+    settings = load_crystal(path)
+    if kind == "npy":
+        with pytest.raises(ValueError, match=r"mine.npy: does not say its voxels: give voxel_nm"):
+            make_crystal(settings, 10e-9, GEOMETRY)
+        settings = settings.model_copy(update={"voxel_nm": (5.0, 10.0, 10.0)})
+    read = make_crystal(settings, 10e-9, GEOMETRY)
+    np.testing.assert_allclose(read.image(), made.image(), atol=1e-5)
+    assert read.voxel_size == pytest.approx(made.voxel_size)
+    inside = ndimage.binary_erosion(made.density > 0.9)
+    np.testing.assert_allclose(read.strain()[inside], made.strain()[inside], atol=1e-5)
+
+
+def test_own_crystal_in_toml_finds_its_array_beside_it(tmp_path):
+    np.save(tmp_path / "mine.npy", grow().image())
+    (tmp_path / "mine.toml").write_text('array = "mine.npy"\nvoxel_nm = [5.0, 10.0, 10.0]\n')
+    assert make_crystal(load_crystal(tmp_path / "mine.toml"), 10e-9, GEOMETRY).voxel_size[1] == 10e-9
+    (tmp_path / "grown.toml").write_text("size_nm = [200.0, 200.0, 200.0]\n[[facets]]\nhkl = [1, 0, 0]\n")
+    assert load_crystal(tmp_path / "grown.toml").facets[0].hkl == (1, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"other": np.ones(3)}, "object"),
+        ({"object": np.ones((3, 3)), "voxel_size": [1e-8] * 3}, "three axes"),
+        ({"object": np.zeros((3, 3, 3)), "voxel_size": [1e-8] * 3}, "not zero everywhere"),
+        ({"object": np.ones((3, 3, 3)), "voxel_size": [1e-8, 0, 1e-8]}, "above 0"),
+    ],
+)
+def test_array_that_is_no_crystal_is_refused_in_one_line(tmp_path, content, message):
+    np.savez(tmp_path / "bad.npz", **content)
+    with pytest.raises(ValueError, match=message) as refusal:
+        make_crystal(load_crystal(tmp_path / "bad.npz"), 10e-9, GEOMETRY)
+    assert "bad.npz" in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_absent_or_wrong_crystals_are_named(tmp_path):
+    with pytest.raises(ConfigError, match="no such file"):
+        load_crystal(tmp_path / "absent.npy")
+    (tmp_path / "bad.toml").write_text("random = 0\nbending = 0\nrelaxation = 0\n")
+    with pytest.raises(ConfigError, match="above 0 to make a strain"):
+        load_crystal(tmp_path / "bad.toml")
+    (tmp_path / "text.h5").write_text("no HDF5")
+    with pytest.raises(ValueError, match=r"text.h5: no crystal can be read"):
+        make_crystal(load_crystal(tmp_path / "text.h5"), 10e-9, GEOMETRY)

@@ -164,3 +164,36 @@ def test_map_resolves_the_walls():
     steps = np.abs(np.diff(pattern, axis=1)).max()
     # a Gaussian wall: the steepest rise of a pixel is pixel / (sqrt(2 pi) width)
     assert steps <= MAP_PIXEL / (np.sqrt(2 * np.pi) * 12e-9) + 0.02
+
+
+def test_fiducial_is_an_f_in_a_bare_window_that_hangs_on():
+    settings = ModulatorSettings(extent_um=24.0)
+    marked, plain = grow_pattern(settings), grow_pattern(settings.model_copy(update={"fiducial_um": 0.0}))
+    n, edge = len(marked), round(0.1 * len(marked))
+    row, column = round(0.15 * n) - edge // 2, round(0.85 * n) - edge // 2
+    mark = marked[row : row + edge, column : column + edge] > 127
+    assert 0.1 < mark.mean() < 0.35
+    # the stem on the left, arms to the right and high
+    assert mark[:, : edge // 2].sum() > 1.5 * mark[:, edge // 2 :].sum()
+    assert mark[: edge // 2].sum() > 1.3 * mark[edge // 2 :].sum()
+    far = np.s_[n // 2 :, : n // 2]
+    np.testing.assert_array_equal(marked[far], plain[far])
+    assert ndimage.label(marked > 127)[1] == 1
+
+
+def test_pattern_ends_where_the_field_ends(chip):
+    x = grid(1.0)
+    half = chip.field_half / UM
+    edge = np.abs(chip.transmission(at(x=-half), x, x))
+    # the field's right edge stands on the axis: pattern on the left, bare membrane on the right
+    assert edge[:, 52:].min() == pytest.approx(1, abs=1e-3)
+    assert edge[:, :48].min() < 0.9
+
+
+def test_film_follows_the_energy(chip):
+    x = grid()
+    soft, hard = (chip.transmission(at(), x, x, energy) for energy in (9000.0, 18000.0))
+    # delta falls as the energy squared, the phase as the energy; no edge of tungsten between
+    ratio = np.angle(hard).min() / np.angle(soft).min()
+    assert 0.4 < ratio < 0.6
+    np.testing.assert_array_equal(chip.transmission(at(), x, x), soft)

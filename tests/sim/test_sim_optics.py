@@ -37,6 +37,22 @@ def test_slit_gives_cornu_spiral(distance):
     np.testing.assert_allclose(wave, expected, atol=3e-3)
 
 
+def test_straight_edge_gives_fresnel_fringes():
+    """A quarter of the intensity at the edge, 1.37 of it in the first fringe (Born and Wolf, 8.7.3)."""
+    distance = 1.35e-3
+    source = (np.arange(4000) + 0.5) * 2e-9
+    # the far end fades out over 4 um, or it would make fringes of its own
+    fade = np.cos(np.pi / 2 * np.clip((source - 4e-6) / 4e-6, 0, 1)) ** 2
+    scale = np.sqrt(2 / (WAVELENGTH * distance))
+    target = np.linspace(-0.5e-6, 1.2e-6, 171)
+    intensity = np.abs(fresnel_matrix(target, source, WAVELENGTH, distance) @ fade) ** 2
+    s, c = fresnel(target * scale)
+    np.testing.assert_allclose(intensity, ((c + 0.5) ** 2 + (s + 0.5) ** 2) / 2, atol=5e-3)
+    assert intensity[50] == pytest.approx(0.25, abs=5e-3)
+    assert intensity.max() == pytest.approx(1.370, abs=5e-3)
+    assert target[intensity.argmax()] * scale == pytest.approx(1.217, abs=0.05)
+
+
 def test_coarse_source_shows_no_replica():
     source = centred(40, 10e-9)
     period = WAVELENGTH * 1e-3 / 10e-9
