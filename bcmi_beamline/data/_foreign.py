@@ -67,19 +67,18 @@ class Measured:
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
-def _peak(frames: Series, mask: np.ndarray) -> tuple[tuple[int, int], np.ndarray]:
-    """Brightest place of all frames (row, column), lone hot pixels aside, and the rocking curve."""
+def _peak(measured: Measured) -> tuple[int, int]:
+    """Brightest place of all frames (row, column), lone hot pixels aside."""
+    frames, total = measured.frames, np.zeros(measured.frames.shape[1:])
     invalid = np.iinfo(frames.dtype).max if frames.dtype.kind in "iu" else np.inf
-    total, curve = np.zeros(frames.shape[1:]), []
     for start in range(0, frames.shape[0], frames_per_block(frames)):
         counts = frames[start : start + frames_per_block(frames)]
-        good = np.where((counts == invalid) | mask | ~(counts >= 0), 0, counts)
-        total += good.sum(axis=0, dtype=float)
-        curve.append(good)
-        curve[-1] = good.sum(axis=(1, 2), dtype=float)
+        total += np.where((counts == invalid) | measured.mask | ~(counts >= 0), 0, counts).sum(axis=0)
+    if not total.any():
+        raise measured.reader.fail(measured.frames_name, "holds no counts", "name another scan")
     smooth = ndimage.uniform_filter(ndimage.median_filter(total, 3), 3)
     row, column = np.unravel_index(np.argmax(smooth), total.shape)
-    return (int(row), int(column)), np.concatenate(curve)
+    return int(row), int(column)
 
 
 def _window(measured: Measured, peak: tuple[int, int], size: int | None) -> tuple[slice, slice]:
@@ -145,29 +144,26 @@ def rocking_scan(
     """
     reader, frames = measured.reader, measured.frames
     with reader.guard(measured.frames_name):
-        peak, curve = _peak(frames, measured.mask)
-        if not curve.any():
-            raise reader.fail(measured.frames_name, "holds no counts", "name another scan")
-        if keep is None:
-            cut = _window(measured, peak, window)
-        else:
-            peak, cut = keep[0], (slice(0, frames.shape[1]), slice(0, frames.shape[2]))
+        peak, angle = (_peak(measured), None) if keep is None else keep
+        whole = slice(0, frames.shape[1]), slice(0, frames.shape[2])
+        cut = _window(measured, peak, window) if keep is None else whole
         counts = frames.within(cut)[:]
-    angles = measured.angles_deg
-    if angles is None or angles.shape != curve.shape:
-        found = 0 if angles is None else angles.size
-        raise reader.fail("rocking angle", f"{found} angles for {len(curve)} frames", "give angles_deg")
-    top = np.clip(curve - curve.max() / 2, 0, None)
-    zero = float((top * angles).sum() / top.sum()) if keep is None else keep[1]
-    geometry = _geometry(measured, peak)
-    data, mask = clean_frames(counts, measured.mask[cut], measured.count_cutoff, per_frame=True)
+    clean, mask = clean_frames(counts, measured.mask[cut], measured.count_cutoff, per_frame=True)
     if mask.all():
         raise reader.fail(measured.frames_name, "every pixel of the window is masked", "choose another scan")
+    data, angles = clean[:], measured.angles_deg
+    if angles is None or angles.shape != data.shape[:1]:
+        found = 0 if angles is None else angles.size
+        raise reader.fail("rocking angle", f"{found} angles for {len(data)} frames", "give angles_deg")
+    curve = data.sum(axis=(1, 2), dtype=float)
+    top = np.clip(curve - curve.max() / 2, 0, None)
+    if angle is None:
+        angle = float((top * angles).sum() / top.sum()) if top.any() else float(angles.mean())
     return RockingScan(
-        frames=cast(np.ndarray, data[:]),
-        angles_deg=angles - zero,
+        frames=data,
+        angles_deg=angles - angle,
         mask=mask,
-        geometry=geometry,
+        geometry=_geometry(measured, peak),
         flux=measured.flux,
         count_cutoff=measured.count_cutoff,
         metadata=measured.metadata,

@@ -201,11 +201,13 @@ def _provenance(file: h5py.File, scan: RockingScan | PtychographyScan) -> None:
 
 
 def _plot(file: h5py.File, scan: RockingScan | PtychographyScan) -> None:
-    axis = "rocking_angle" if isinstance(scan, RockingScan) else "x_translation"
+    if isinstance(scan, RockingScan):
+        axis, along, unit = "rocking_angle", scan.angles_deg, "deg"
+    else:
+        axis, along, unit = "x_translation", scan.positions[:, 0], "m"
     data = _group(file, "/entry/data", "NXdata", signal="data", axes=[axis, ".", "."])
     data.attrs[f"{axis}_indices"] = 0
     target = f"{_DETECTOR}/data"
     file[target].attrs["target"] = target
     data["data"] = file[target]
-    along = file[f"{_STAGE}/{axis}"]
-    put(file, f"/entry/data/{axis}", along[()], along.attrs["units"])
+    put(file, f"/entry/data/{axis}", along, unit)
