@@ -7,11 +7,11 @@ progress to a terminal's stderr only. Heavy rooms are imported inside the comman
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import json
 import logging
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -121,15 +121,22 @@ def dry_run(
     plan: Annotated[str, typer.Argument(help="Name of a plan, e.g. rocking_scan.")],
     arguments: ArgumentsArgument = None,
     beamline: BeamlineOption = "sim-id01",
+    directory: DirectoryOption = Path("bcmi-data"),
     picture: Annotated[Path | None, typer.Option(help="Draw the path of the motors into this PNG.")] = None,
     json_: JsonOption = False,
 ) -> None:
-    """Tell duration, frames, disk, dose and limits of a plan; moves nothing and needs no beamline."""
+    """Tell duration, frames, disk, dose, limits, collisions of a plan; moves nothing, needs no beamline."""
     from bcmi_beamline.config import load_beamline
     from bcmi_beamline.plans import dry_run as rehearse
 
     function = find_plan(plan)
-    outcome = rehearse(function, load_beamline(beamline), **parse_arguments(function, arguments or []))
+    folder = next(path for path in (directory.absolute(), *directory.absolute().parents) if path.is_dir())
+    outcome = rehearse(
+        function,
+        load_beamline(beamline),
+        disk_free_bytes=shutil.disk_usage(folder).free,
+        **parse_arguments(function, arguments or []),
+    )
     if picture is not None:
         from bcmi_beamline.report.figures import path_figure
 
@@ -144,44 +151,41 @@ def dry_run(
 
 @app.command("run")
 def run_plan(
-    plan: Annotated[str, typer.Argument(help="Name of a plan, e.g. rocking_scan.")],
+    plan: Annotated[str, typer.Argument(help="Name of a plan, e.g. rocking_scan, or resume.")],
     arguments: ArgumentsArgument = None,
     beamline: BeamlineOption = "sim-id01",
     directory: DirectoryOption = Path("bcmi-data"),
     sim: SimOption = None,
 ) -> None:
-    """Run one plan from a shell and print its result."""
+    """Run one plan from a shell and print its result.
+
+    "resume uid=UID" takes what an interrupted scan has left. "calibration=FILE.cxi" names the modulator that
+    a rocking scan relies on.
+    """
     if sim is not None:
         from bcmi_beamline.sim.launch import claim_ports
 
         claim_ports()  # libca reads its environment once, when the plans import ophyd
-    function = find_plan(plan)
-    values = parse_arguments(function, arguments or [])
+    pairs = {pair.partition("=")[0]: pair.partition("=")[2] for pair in arguments or []}
+    file = pairs.pop("calibration", "") if pairs.get("calibration", "").endswith(".cxi") else ""
+    resumes = plan == "resume"
+    if resumes and set(pairs) != {"uid"}:
+        raise ValueError("resume: give the run as uid=UID, and nothing else")
+    function = None if resumes else find_plan(plan)
+    values = parse_arguments(function, [f"{k}={v}" for k, v in pairs.items()]) if function else {}
     from bcmi_beamline.plans import dry_run as rehearse
     from bcmi_beamline.session import open_session
 
     with open_session(beamline, directory, simulate=sim) as session:
-        session.disk.check(rehearse(function, session.beamline, **values).disk_bytes)
-        with shown(function.__name__) as progress:
-            result = session.run(function(session.devices, **values), progress)
+        if file:
+            values["calibration"] = session.calibration(file)
+        if function:
+            session.disk.check(rehearse(function, session.beamline, **values).disk_bytes)
+        with shown(plan) as progress:
+            messages = function(session.devices, **values) if function else session.resume(pairs["uid"])
+            result = session.run(messages, progress)
         session.flush()
-    print_table(_numbers(result), function.__name__)
-
-
-def _numbers(result: Any) -> dict[str, Any]:
-    """The numbers and names in a plan's result, without its curves."""
-    if not dataclasses.is_dataclass(result):
-        return {"result": result}
-    rows: dict[str, Any] = {}
-    for field in dataclasses.fields(result):
-        value = getattr(result, field.name)
-        if dataclasses.is_dataclass(value):
-            rows |= {f"{field.name}.{key}": item for key, item in _numbers(value).items()}
-        elif isinstance(value, int | float | str):
-            rows[field.name] = value
-        elif isinstance(value, tuple) and all(isinstance(item, str) for item in value):
-            rows[field.name] = ", ".join(value)
-    return rows
+    print(result)
 
 
 # -- files in, files out ---------------------------------------------------------------------------------

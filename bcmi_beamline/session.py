@@ -161,6 +161,71 @@ class Session:
             raise PlanInterrupted("stopped by the operator; shutter closed, detector disarmed") from None
         return result.plan_result
 
+    def resume(self, uid: str) -> Generator[Any, Any, Any]:
+        """Plan that takes what an interrupted rocking or calibration scan has left.
+
+        Everything it needs is in the run's own documents: it arms again, takes the missing angles or
+        positions, and ``load`` of the new run gives the whole scan.
+
+        Parameters
+        ----------
+        uid : str
+            Of the run, or its beginning; after a second interruption that of the last one.
+
+        Raises
+        ------
+        ConfigError
+            When that run is not one that can be resumed, or is complete.
+        """
+        from bcmi_beamline.data import read_log
+
+        start: dict[str, Any] = {}
+        primary, done = "", 0
+        for name, doc in read_log(self.log.path(uid)):
+            if name == "start":
+                start = doc
+            elif name == "descriptor" and doc["name"] == "primary":
+                primary = doc["uid"]
+            elif name == "event" and doc["descriptor"] == primary:
+                done += not doc["data"].get("sentinel", 0)
+        plan = list_plans().get(start.get("plan_name", ""))
+        if plan is None or "plan_arguments" not in start:
+            raise ConfigError(f"run {uid[:8]} of {start.get('plan_name')!r} cannot be resumed: take it again")
+        done += start.get("points_before", 0)
+        if done >= start["points_total"]:
+            raise ConfigError(f"run {uid[:8]} has all its {done} points: there is nothing to resume")
+        arguments = start["plan_arguments"]
+        return plan(self.devices, **arguments, continues=start["uid"], points_done=done)
+
+    def calibration(self, path: str | Path) -> dict[str, Any]:
+        """Provenance of a modulator's file, for a scan's ``calibration``: uid, hash, and what it holds for.
+
+        The crystal, energy, distance and pose are those of its run, where the document log has it.
+
+        Raises
+        ------
+        FileError
+            When the file cannot be used.
+        ConfigError
+            When it does not tell its run.
+        """
+        from bcmi_beamline.data import FileError, read_log, read_modulator, sha256
+
+        uid = read_modulator(path).metadata.get("run_uid")
+        if not uid:
+            raise ConfigError(f"{path}: does not tell the run it comes from; calibrate from a run's uid")
+        reference = {"uid": uid, "sha256": sha256(path)}
+        try:
+            _, start = next(read_log(self.log.path(uid)))
+        except (FileError, StopIteration):
+            return reference
+        return reference | {
+            "crystal": start.get("sample"),
+            "energy_ev": start["geometry"]["energy_ev"],
+            "distance_um": start["geometry"]["modulator_distance"] * 1e6,
+            "modulator_position_um": start["modulator_position_um"],
+        }
+
     def flush(self, timeout_s: float = 120.0) -> None:
         """Wait until every document so far is in the catalogue."""
         self.catalog.flush(timeout_s)
@@ -244,6 +309,7 @@ def _wire(source, beamline, directory, simulate, time_scale, connect_timeout_s, 
         stack.callback(hush_channel_access)
 
     from bluesky import RunEngine
+    from bluesky.preprocessors import SupplementalData
 
     from bcmi_beamline.devices import connect, make_devices
 
@@ -256,9 +322,40 @@ def _wire(source, beamline, directory, simulate, time_scale, connect_timeout_s, 
     RE.md["beamline"] = beamline.name
     RE.subscribe(log)  # first: what is on disk can always be replayed
     RE.subscribe(catalog.writer)
+    RE.preprocessors.append(SupplementalData(baseline=list(devices.conditions())))
+    for suspender in make_suspenders(devices):
+        RE.install_suspender(suspender)
     disk = _watch_disk(directory, devices)
     RE.preprocessors.append(disk)
     return Session(beamline, directory, RE, devices, catalog, log, disk, twin, stack)
+
+
+def make_suspenders(devices: Devices) -> list[Any]:
+    """What holds the RunEngine while there is no beam: floors of ring current and monitor, as configured.
+
+    A plan that is held goes on by itself from the point it was at, once the beam has been back (5 % above the
+    floor) for the time configured.
+    """
+    from bluesky.suspenders import SuspendFloor
+
+    config = devices.beamline.suspend
+    if config is None:
+        return []
+    watched = (
+        (devices.ring_current, config.ring_current_ma, "ring current", "mA"),
+        (devices.monitor.flux, config.monitor_flux, "flux", "photons/s"),
+    )
+    return [
+        SuspendFloor(
+            signal,
+            floor,
+            resume_thresh=1.05 * floor,
+            sleep=config.settle_s,
+            tripped_message=f"{what} below {floor:g} {unit}",
+        )
+        for signal, floor, what, unit in watched
+        if floor is not None
+    ]
 
 
 def _watch_disk(directory: Path, devices: Devices) -> DiskWatch:

@@ -96,7 +96,7 @@ class Shutter(Device):
 class Monitor(Device):
     """Incident beam monitor, photons per second."""
 
-    flux = Cpt(EpicsSignalRO, "", kind="hinted")
+    flux = Cpt(EpicsSignalRO, "", kind="hinted", auto_monitor=False)
 
 
 class Slits(Device):

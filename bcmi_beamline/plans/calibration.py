@@ -141,6 +141,7 @@ def calibrate_modulator(
         "beam_um": beam_um,
         "revisit_every": revisit_every,
         "centre_um": [pose["x"], pose["y"]],
+        "metadata": metadata,
     }
     more: dict[str, Any] = {
         "motors": [nano.x.name, nano.y.name],
@@ -154,6 +155,7 @@ def calibrate_modulator(
         },
         "plan_arguments": arguments,
         "points_before": points_done,
+        "points_total": len(offsets),
     }
     if revisit_every:
         more["sentinels"] = {"every": revisit_every, "at_um": [pose["x"], pose["y"]]}

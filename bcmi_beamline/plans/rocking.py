@@ -243,12 +243,14 @@ def rocking_scan(
         "sentinel_every": sentinel_every,
         "calibration": calibration,
         "allow_stale": allow_stale,
+        "metadata": metadata,
     }
     more: dict[str, Any] = {
         "rocking": {"circle": beamline.rocking_circle, "peak_deg": peak, "sense": circle.sense},
         "motors": [rock.name],
         "plan_arguments": arguments,
         "points_before": points_done,
+        "points_total": len(angles),
     }
     if calibration is not None:
         facts = calibration_facts(beamline, pose, metadata)
