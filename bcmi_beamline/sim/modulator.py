@@ -306,7 +306,9 @@ class _Tile:
         matrix = placement.matrix[::-1, ::-1] * (step / MAP_PIXEL)
         if max(abs(matrix[0, 1]) * len(x), abs(matrix[1, 0]) * len(y)) < _SQUARE:
             rows, columns = (offset[i] + matrix[i, i] * np.arange(n) for i, n in ((0, len(y)), (1, len(x))))
-            return _interpolate(_interpolate(self.level, rows, 0), columns, 1)
+            first = int(np.clip(min(columns[0], columns[-1]), 0, self.level.shape[1] - 2))
+            last = int(np.clip(max(columns[0], columns[-1]), first, self.level.shape[1] - 2)) + 2
+            return _interpolate(_interpolate(self.level[:, first:last], rows, 0), columns - first, 1)
         return ndimage.affine_transform(
             self.level,
             matrix,
@@ -324,7 +326,8 @@ def _interpolate(values: np.ndarray, at: np.ndarray, axis: int) -> np.ndarray:
     lower = np.minimum(at.astype(np.intp), values.shape[axis] - 2)
     weight = (at - lower).astype(np.float32)
     weight = weight if axis else weight[:, None]
-    below, above = values.take(lower, axis), values.take(lower + 1, axis)
+    # take along the rows of a view would copy all of it first
+    below, above = (values.take(i, 1) if axis else values[i] for i in (lower, lower + 1))
     above -= below
     above *= weight
     above += below
