@@ -61,7 +61,9 @@ def serve_catalog(
     try:
         listener = socket.create_server((host, port))
     except OSError as error:
-        raise ValueError(f"{host}:{port}: {error.strerror}; choose another --host or --port") from None
+        raise ValueError(
+            f"{host}:{port}: {os.strerror(error.errno or 0)}; choose another --host or --port"
+        ) from None
     with listener:
         say(f"serving {folder}: http://{host}:{listener.getsockname()[1]}  (Ctrl-C stops)")
         say(f"TILED_API_KEY={api_key}" if api_key else f"users log in as {users} says")
