@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from bcmi_beamline.reconstruction.free_pixels import log_likelihood
 from bcmi_beamline.reconstruction.propagation import near_field_kernel, near_field_limit, propagate
 from bcmi_beamline.reconstruction.ptychography import _kernels as kernels
+from bcmi_beamline.reconstruction.ptychography._detector import PIXEL_SPREAD
+from bcmi_beamline.reconstruction.ptychography._devices import Processors
 from bcmi_beamline.reconstruction.ptychography._engine import Engine
 from bcmi_beamline.reconstruction.ptychography._finish import (
     centre_of_mass,
@@ -19,6 +21,7 @@ from bcmi_beamline.reconstruction.ptychography._finish import (
     phase_ramp,
     shift_wave,
 )
+from bcmi_beamline.reconstruction.ptychography._positions import without_affine
 from bcmi_beamline.reconstruction.ptychography._start import Grid, pixel_states
 
 RNG = np.random.default_rng(7)
@@ -36,14 +39,22 @@ def patches(image):
     return np.stack([image[r : r + NY, c : c + NX] for r, c in CORNERS])
 
 
+def mixed(k=4, wild=0.1):
+    """A probe, its derivatives and one more part, and how frames mix them."""
+    weights = np.column_stack([RNG.uniform(0.8, 1.2, B), RNG.uniform(-wild, wild, (B, k - 1))])
+    return waves(k, M, NY, NX), weights.astype(np.float32)
+
+
 def test_exit_waves_and_gradients_match_numpy():
-    probes, image, residuals = waves(B, M, NY, NX), waves(H, W), waves(B, M, NY, NX)
-    out = np.empty_like(probes)
-    kernels.exit_waves(probes, image, CORNERS, out)
-    np.testing.assert_allclose(out, probes * patches(image)[:, None], rtol=1e-5)
+    (base, weights), image, residuals = mixed(), waves(H, W), waves(B, M, NY, NX)
+    probes, out = np.empty_like(residuals), np.empty_like(residuals)
+    kernels.exit_waves(base, weights, image, CORNERS, probes, out)
+    np.testing.assert_allclose(probes, np.tensordot(weights, base, 1), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(out, probes * patches(image)[:, None], rtol=1e-4)
 
     gradient, light = np.zeros_like(image), np.zeros((H, W), np.float32)
-    kernels.object_gradient(residuals, probes, CORNERS, gradient, light)
+    for rows in ((0, 11), (11, H)):
+        kernels.object_gradient(residuals, probes, CORNERS, gradient, light, *rows)
     expected, power = np.zeros_like(image), np.zeros((H, W))
     for j, (r, c) in enumerate(CORNERS):
         expected[r : r + NY, c : c + NX] += (probes[j].conj() * residuals[j]).sum(axis=0)
@@ -52,55 +63,130 @@ def test_exit_waves_and_gradients_match_numpy():
     np.testing.assert_allclose(light, power, rtol=1e-5)
 
     moved = image.copy()
-    kernels.object_step(moved, gradient.copy(), light.copy(), 0.6, 0.9, 0.5)
+    kernels.object_step(moved, gradient.copy(), light.copy(), 0.6, 0.9, 0.5, 0, H)
     np.testing.assert_allclose(moved, image + 0.6 * expected / (0.9 * power + 0.5), rtol=1e-4, atol=1e-5)
 
-    rest = RNG.uniform(-0.1, 0.1, (B, 2)).astype(np.float32)
-    mine, power = np.zeros((3, M, NY, NX), np.complex64), np.zeros((NY, NX), np.float32)
-    kernels.probe_gradient(residuals, image, CORNERS, rest, mine, power)
+    mine, power = np.zeros_like(base), np.zeros((NY, NX), np.float32)
+    for rows in ((0, 5), (5, NY)):
+        kernels.probe_gradient(residuals, image, CORNERS, weights, mine, power, *rows)
     each = residuals * patches(image).conj()[:, None]
-    for k, weights in enumerate((np.ones(B), *rest.T)):
-        np.testing.assert_allclose(mine[k], np.tensordot(weights, each, 1), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(power, (np.abs(patches(image)) ** 2).sum(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(mine, np.tensordot(weights.T, each, 1), rtol=1e-4, atol=1e-5)
+    light = weights[:, 0, None, None] ** 2 * np.abs(patches(image)) ** 2
+    np.testing.assert_allclose(power, light.sum(axis=0), rtol=1e-4)
 
 
 def test_exit_wave_and_probe_gradient_are_adjoint():
-    base, residuals, image = waves(3, M, NY, NX), waves(B, M, NY, NX), waves(H, W)
-    rest = RNG.uniform(-0.1, 0.1, (B, 2)).astype(np.float32)
+    (base, weights), residuals, image = mixed(), waves(B, M, NY, NX), waves(H, W)
     probes, exits, gradient = np.empty_like(residuals), np.empty_like(residuals), np.zeros_like(base)
-    kernels.spread_shifts(base, rest, probes)
-    kernels.exit_waves(probes, image, CORNERS, exits)
-    kernels.probe_gradient(residuals, image, CORNERS, rest, gradient, np.zeros((NY, NX), np.float32))
+    kernels.exit_waves(base, weights, image, CORNERS, probes, exits)
+    light = np.zeros((NY, NX), np.float32)
+    kernels.probe_gradient(residuals, image, CORNERS, weights, gradient, light, 0, NY)
     np.testing.assert_allclose(np.vdot(residuals, exits), np.vdot(gradient, base), rtol=1e-4)
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+def test_difference_moves_a_wave_and_is_minus_its_adjoint(axis):
+    f = [np.fft.fftfreq(n) for n in (NY, NX)]
+    spectrum = waves(NY, NX) * ((np.abs(f[0]) < 0.2)[:, None] & (np.abs(f[1]) < 0.2))
+    smooth, moved = (
+        np.fft.ifft2(spectrum * np.exp(-2j * np.pi * d * (f[0][:, None], f[1])[axis])) for d in (0, 0.03)
+    )
+    found = np.empty((NY, NX), np.complex64)
+    kernels.difference(smooth.astype(np.complex64), axis, found)
+    assert np.linalg.norm(smooth + 0.03 * found - moved) < 0.1 * np.linalg.norm(smooth - moved)
+    a, b, da, db = waves(NY, NX), waves(NY, NX), np.empty((NY, NX), np.complex64), np.empty_like(found)
+    kernels.difference(a, axis, da)
+    kernels.difference(b, axis, db)
+    np.testing.assert_allclose(np.vdot(a, db), -np.vdot(da, b), rtol=1e-4)
+
+
+def test_blur_is_its_own_adjoint_and_integrates_pixels():
+    a, b = (RNG.random((NY, NX)).astype(np.float32) for _ in range(2))
+    blurred = [np.empty_like(a), np.empty_like(a)]
+    for values, out in zip((a, b), blurred, strict=True):
+        kernels.blur(values, PIXEL_SPREAD, out)
+    assert np.vdot(a, blurred[1]) == pytest.approx(np.vdot(blurred[0], b), rel=1e-5)
+    wave = np.cos(2 * np.pi * np.arange(64) * 4 / 64).astype(np.float32)
+    line = np.tile(wave, (64, 1))
+    out = np.empty_like(line)
+    kernels.blur(line, PIXEL_SPREAD, out)
+    assert out[0, 0] == pytest.approx(np.sinc(4 / 64), abs=2e-4)
+
+
+def test_a_frame_is_read_with_its_zero_frequency_at_the_corner():
+    frame = RNG.integers(0, 9, (20, 21)).astype(np.uint16)
+    out = np.empty((12, 9), np.float32)
+    kernels.read_frame(frame, 4, 6, out)
+    np.testing.assert_array_equal(out, np.fft.ifftshift(frame[4:16, 6:15]))
+
+
+NONE = np.zeros((0, 0), np.float32)
+
+
+def residual_of(field, counts, state, background=NONE, spread=0.0, poisson=False, ratio=NONE):
+    """`modulus_residual` of one frame whose pixels lie as on the detector: factor, sums."""
+    field, sums = field.copy(), np.zeros(5)
+    used, free = (state == 0).astype(np.float32), np.argwhere(state == kernels.FREE)
+    kernels.modulus_residual(field, counts, used, free, background, spread, poisson, ratio, sums)
+    return field, sums
+
+
 def test_modulus_residual_matches_numpy():
-    field = waves(B, M, NY, NX) * 3
-    frames = RNG.poisson(5, (B, NY, NX)).astype(np.float32)
-    states = RNG.choice([0, 0, 0, kernels.MASKED, kernels.FREE], (B, NY, NX)).astype(np.uint8)
-    mine, sums = field.copy(), np.zeros((B, 4))
-    kernels.modulus_residual(mine, frames, states, sums)
-    for k, (counts, state) in enumerate(zip(frames, states, strict=True)):
-        model = np.fft.fftshift((np.abs(field[k]) ** 2).sum(axis=0))
-        factor = np.where(state == 0, np.sqrt((counts + 0.375) / (model + 0.375)) - 1, 0)
-        np.testing.assert_allclose(mine[k], field[k] * np.fft.ifftshift(factor), rtol=2e-4, atol=1e-4)
-        used, free = state == 0, state == kernels.FREE
-        expected = [
-            ((np.sqrt(model) - np.sqrt(counts)) ** 2)[used].sum(),
-            counts[used].sum(),
-            log_likelihood(counts, model, free) * free.sum(),
-            free.sum(),
-        ]
-        np.testing.assert_allclose(sums[k], expected, rtol=1e-4)
+    field = waves(M, NY, NX) * 3
+    counts = RNG.poisson(5, (NY, NX)).astype(np.float32)
+    state = RNG.choice([0, 0, 0, kernels.MASKED, kernels.FREE], (NY, NX)).astype(np.uint8)
+    dark = RNG.random((NY, NX)).astype(np.float32)
+    ratio = np.empty_like(dark)
+    mine, sums = residual_of(field, counts, state, dark, ratio=ratio)
+    model = (np.abs(field) ** 2).sum(axis=0) + dark
+    used, free = state == 0, state == kernels.FREE
+    factor = np.where(used, np.sqrt((counts + 0.375) / (model + 0.375)) - 1, 0)
+    np.testing.assert_allclose(mine, field * factor, rtol=2e-4, atol=1e-4)
+    np.testing.assert_allclose(ratio, np.where(used, counts / model, 1), rtol=1e-4)
+    expected = [
+        ((np.sqrt(model) - np.sqrt(counts)) ** 2)[used].sum(),
+        counts[used].sum(),
+        model[used].sum(),
+        log_likelihood(counts, model, free) * free.sum(),
+        free.sum(),
+    ]
+    np.testing.assert_allclose(sums, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("poisson", [False, True])
+@pytest.mark.parametrize("finer", [1, 2])
+def test_modulus_residual_is_the_gradient_of_the_misfit(poisson, finer):
+    """Against finite differences of the misfit, with blur, binning, background and a mask."""
+    ny, nx = 6, 8
+    field = waves(M, finer * ny, finer * nx) * 2 / finer + 0.7
+    counts = RNG.poisson(7, (ny, nx)).astype(np.float32)
+    state = RNG.choice([0, 0, kernels.MASKED], (ny, nx)).astype(np.uint8)
+    dark = RNG.random((ny, nx)).astype(np.float32)
+
+    def misfit(f):
+        fine = (np.abs(f) ** 2).sum(axis=0)
+        beside = sum(np.roll(fine, by, axis) for axis in (0, 1) for by in (-1, 1))
+        fine = (1 - 4 * PIXEL_SPREAD) * fine + PIXEL_SPREAD * beside
+        model = fine.reshape(ny, finer, nx, finer).sum(axis=(1, 3)) + dark
+        if poisson:
+            i, m = counts + kernels.FLOOR, model + kernels.FLOOR
+            each = (m - i * np.log(m)) / 2
+        else:
+            each = (np.sqrt(model + 0.375) - np.sqrt(counts + 0.375)) ** 2
+        return each[state == 0].sum()
+
+    mine, _ = residual_of(field, counts, state, dark, PIXEL_SPREAD, poisson)
+    way, here, h = waves(*field.shape), field.astype(complex), 1e-4
+    slope = (misfit(here + h * way) - misfit(here - h * way)) / (2 * h)
+    assert -2 * np.vdot(way, mine).real == pytest.approx(slope, rel=2e-3)
 
 
 def test_masked_pixels_may_hold_anything():
-    field, states = waves(1, 1, NY, NX), np.zeros((1, NY, NX), np.uint8)
-    states[0, 3, 4] = kernels.MASKED
-    frames = np.ones((1, NY, NX), np.float32)
-    frames[0, 3, 4] = np.nan
-    sums = np.zeros((1, 4))
-    kernels.modulus_residual(field, frames, states, sums)
+    field, state = waves(1, NY, NX), np.zeros((NY, NX), np.uint8)
+    state[3, 4] = kernels.MASKED
+    counts = np.ones((NY, NX), np.float32)
+    counts[3, 4] = np.nan
+    field, sums = residual_of(field, counts, state, spread=PIXEL_SPREAD)
     assert np.isfinite(field).all()
     assert np.isfinite(sums).all()
 
@@ -118,8 +204,20 @@ def test_position_gradient_is_that_of_the_fit():
         np.testing.assert_allclose(sums[:, k], (a.conj() * b).real.sum(axis=(1, 2, 3)), rtol=1e-3, atol=1e-2)
 
 
+def test_overlaps_are_those_of_the_fit():
+    residuals, parts, image = waves(B, M, NY, NX), waves(2, M, NY, NX), waves(H, W)
+    sums = np.zeros((B, 2, 2))
+    kernels.overlaps(residuals, parts, image, CORNERS, sums)
+    for k, part in enumerate(parts):
+        wave = part * patches(image)[:, None]
+        np.testing.assert_allclose(
+            sums[:, k, 0], (wave.conj() * residuals).real.sum(axis=(1, 2, 3)), rtol=1e-3, atol=1e-2
+        )
+        np.testing.assert_allclose(sums[:, k, 1], (np.abs(wave) ** 2).sum(axis=(1, 2, 3)), rtol=1e-4)
+
+
 # -- engine ---------------------------------------------------------------------------------------
-def scene(n=48, frames=40, seed=1):
+def scene(n=48, frames=40, seed=1, change=None):
     """Noise-free frames of a smooth complex object in a smooth beam, whole fields known."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:n, :n] - n // 2
@@ -133,10 +231,11 @@ def scene(n=48, frames=40, seed=1):
     offsets = np.column_stack([rng.uniform(2, height - n - 2, frames), rng.uniform(2, width - n - 2, frames)])
     f = np.fft.fftfreq(n)
     data = []
-    for row, column in offsets:
+    for j, (row, column) in enumerate(offsets):
         r, c = round(row), round(column)
+        here = probe if change is None else probe * (1 + change[j])
         moved = np.fft.ifft2(
-            np.fft.fft2(probe) * np.exp(-2j * np.pi * (f[:, None] * (row - r) + f * (column - c)))
+            np.fft.fft2(here) * np.exp(-2j * np.pi * (f[:, None] * (row - r) + f * (column - c)))
         )
         data.append(
             np.abs(np.fft.fftshift(np.fft.fft2(moved * image[r : r + n, c : c + n], norm="ortho"))) ** 2
@@ -144,8 +243,9 @@ def scene(n=48, frames=40, seed=1):
     return np.array(data, np.float32), offsets, probe[None], image
 
 
-def engine(start_image=None, start_offsets=None):
+def engine(start_image=None, start_offsets=None, start_data=None, **options):
     data, offsets, probe, image = scene()
+    data = data if start_data is None else start_data
     states = pixel_states(np.zeros(data.shape[1:], bool), 0.05, 0)
     return Engine(
         data,
@@ -155,6 +255,7 @@ def engine(start_image=None, start_offsets=None):
         image if start_image is None else start_image,
         np.ones(len(data)),
         np.random.default_rng(0),
+        **options,
     )
 
 
@@ -178,18 +279,107 @@ def test_sweeps_then_descent_converge():
     assert ended.free_llk < 0.5 * begun
 
 
-def test_positions_come_home_except_what_they_cannot_know():
+def test_positions_come_home_with_drift_but_without_a_scale():
     truth = engine().offsets
-    lost = truth + np.random.default_rng(3).normal(0, 0.3, truth.shape)
+    drift = np.linspace(-0.5, 0.5, len(truth))[:, None] * [1.0, -0.6]
+    lost = truth - drift + np.random.default_rng(3).normal(0, 0.3, truth.shape)
     e = engine(start_offsets=lost)
-    for _ in range(40):
+    for _ in range(50):
         e.sweep(locate=True)
         e.move(lambda offsets: offsets)
-    design = np.column_stack([np.ones(len(lost)), lost - lost.mean(axis=0)])
-    away = np.linalg.lstsq(design, e.offsets - lost, rcond=None)[0]
-    np.testing.assert_allclose(away, 0, atol=1e-9)
-    left = (e.offsets - truth) - design @ np.linalg.lstsq(design, e.offsets - truth, rcond=None)[0]
+        e.offsets = without_affine(e.offsets, lost, e.active)
+    place = lost - lost.mean(axis=0)
+    time = np.polynomial.legendre.legvander(np.linspace(-1, 1, len(lost)), 3)
+    fit = np.linalg.lstsq(np.column_stack([place, time]), e.offsets - lost, rcond=None)[0]
+    np.testing.assert_allclose(fit[:2], 0, atol=1e-9)
+    left = e.offsets - truth
+    left -= place @ np.linalg.lstsq(place, left, rcond=None)[0]
     assert left.std() < 0.05
+
+
+def test_intensities_are_found():
+    bright = np.random.default_rng(4).uniform(0.7, 1.3, 40)
+    e = engine()
+    e.detector.frames = e.detector.frames * bright[:, None, None].astype(np.float32)
+    for _ in range(25):
+        e.descend()
+        e.even()
+    np.testing.assert_allclose(e.gain**2 / (e.gain**2).mean(), bright / bright.mean(), rtol=0.05)
+
+
+def test_a_probe_that_changes_is_followed():
+    """The beam walks over the crystal: its wave changes linearly from frame to frame."""
+    n = 48
+    x = np.arange(n) - n // 2
+    time = np.linspace(-1, 1, 40)
+    change = 0.25 * time[:, None, None] * x / 8
+    data, *_ = scene(change=change)
+    fixed, followed = (engine(start_data=data, variations=v) for v in (0, 1))
+    for _ in range(25):
+        still = fixed.sweep()
+        moved = followed.sweep(locate=True)
+        followed.vary()
+    assert moved.r2 < 0.2 * still.r2
+    assert abs(np.corrcoef(followed.coefficients[:, 0], time)[0, 1]) > 0.95
+
+
+def test_a_background_is_told_from_the_beam():
+    data, *_ = scene()
+    rows = np.arange(48)[:, None]
+    dark = np.where(rows < 24, 3.0, 1.0) * np.ones((48, 48))
+    e = engine(start_data=data + dark.astype(np.float32))
+    e.seek_background(1.0)
+    for _ in range(30):
+        score = e.sweep()
+    assert score.r2 < 2e-3
+    found = e.background
+    assert np.median(found[:22]) == pytest.approx(3, rel=0.1)
+    assert np.median(found[26:]) == pytest.approx(1, rel=0.1)
+
+
+def test_another_window_shows_the_same_object():
+    e = engine()
+    before = e.descend().r2
+    grid = Grid((84, 88), (48, 48), (1.0, 1.0), (0.0, 0.0))
+    places = grid.positions(e.offsets)
+    coarse = grid.coarser((32, 32))
+    other = e.resized((32, 32), coarse.shape, coarse.offsets(places))
+    # the frames were cut where they held hardly any counts
+    assert other.descend().r2 < before + 1e-3
+    back = other.resized((48, 48), (84, 88), e.offsets)
+    truth, lit = e.image, e.illumination() > 0.3 * e.illumination().max()
+    assert np.abs(back.image - truth)[lit].mean() < 0.05
+
+
+def test_a_wider_field_gives_the_same_frames():
+    """A probe padded to twice the field, each pixel the mean of its points: flat intensities agree."""
+    data, offsets, probe, image = scene()
+    wide = np.pad(probe, [(0, 0), (24, 24), (24, 24)])
+    padded = np.pad(image, 24, constant_values=1)
+    states = pixel_states(np.zeros(data.shape[1:], bool), 0.05, 0)
+    make = lambda p, o, finer: Engine(  # noqa: E731
+        data, states, offsets, p, o, np.ones(len(data)), np.random.default_rng(0), finer=finer
+    )
+    one, two = make(probe, image, 1), make(wide, padded, 2)
+    np.testing.assert_allclose(two.probe, wide, atol=1e-4 * np.abs(wide).max())
+    # the mean over a pixel of a beam of a quarter of the field differs from its centre by a few per cent
+    assert two.descend().r2 < 2e-2
+    assert one.descend().r2 < 2e-5
+    for _ in range(8):
+        score = two.descend()
+    assert score.r2 < 5e-3
+
+
+def test_threads_do_not_change_a_bit():
+    results = []
+    for threads in (1, 3):
+        e = engine(device=Processors(threads))
+        e.sweep(locate=True)
+        e.move(lambda offsets: offsets)
+        e.descend(poisson=True)
+        results.append((e.image, e.probe, e.offsets))
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_a_flat_object_tells_no_position():

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from typing import Any, Literal
 
 import numpy as np
 
 from bcmi_beamline.reconstruction.propagation import propagate
-from bcmi_beamline.reconstruction.ptychography._engine import Engine, Score
+from bcmi_beamline.reconstruction.ptychography._detector import PIXEL_SPREAD
+from bcmi_beamline.reconstruction.ptychography._devices import make_device
+from bcmi_beamline.reconstruction.ptychography._engine import Engine, Score, crop_spectrum
 from bcmi_beamline.reconstruction.ptychography._finish import (
     centre_of_mass,
     find_levels,
@@ -17,59 +21,112 @@ from bcmi_beamline.reconstruction.ptychography._finish import (
     phase_ramp,
     shift_wave,
 )
-from bcmi_beamline.reconstruction.ptychography._start import Grid, check_scan, first_probe, pixel_states
+from bcmi_beamline.reconstruction.ptychography._positions import affine_numbers, extrapolate, without_affine
+from bcmi_beamline.reconstruction.ptychography._start import (
+    FULL_FIELD,
+    Grid,
+    beam_fills,
+    check_scan,
+    first_probe,
+    pixel_states,
+)
 from bcmi_beamline.scans import Modulator, PtychographyScan
 
 Progress = Callable[[float, str], None]
 
-TRUSTED_ILLUMINATION = 0.1
-"""A pixel is trusted that got this share of the light of a well-lit one (the 95th percentile)."""
-
+TRUSTED_ILLUMINATION = 0.5
+"""A pixel is trusted that got this share of the light of a well-lit one (the 95th percentile): at the edge of
+an evenly scanned field half of the light falls."""
 
 SWEEPS = 0.7
 """Share of the iterations spent on random batches, before the accelerated finish on all frames."""
 MOMENTUM, MOMENTUM_FROM = 0.7, 3
 """Of the sweeps but the last, once the first few have found the way."""
 POSITIONS_FROM = 0.2
-"""Share of the iterations after which positions are refined."""
+"""Share of the iterations after which positions are refined, where there was no coarse start."""
 BATCH = 8
 FREE_FRACTION = 0.05
 
+STEADY_FRAMES = 15.0
+"""Standard deviation, in frames, of what is taken for a change of the beam and not of the object."""
 
-def calibrate(
-    scan: PtychographyScan,
-    *,
-    iterations: int = 60,
-    modes: int = 1,
-    refine_positions: bool = True,
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> Modulator:
+COARSE_FROM = 192
+"""Edge of the window, pixels, from which on a coarse start pays."""
+COARSE_WINDOW = 112
+"""Edge, at least, of the window of the coarse start."""
+FIRST_FRAMES, FIRST_SHARE, GROWTH = 80, 1 / 12, 1.35
+"""The coarse start begins with so many frames, at least, and takes in the others by and by."""
+FIRST_SWEEPS, GROWING_SWEEPS, LAST_SWEEPS = 10, 2, 6
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to calibrate; see `calibrate`."""
+
+    iterations: int = 60
+    modes: int = 1
+    refine_positions: bool = True
+    refine_intensities: bool = True
+    variations: int = 0
+    background: bool = False
+    likelihood: Literal["poisson", "amplitude"] = "poisson"
+    patience: int = 0
+    seed: int = 0
+    device: str = "numpy"
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("iterations", 1, 100_000),
+            ("modes", 1, 8),
+            ("variations", 0, 4),
+            ("patience", 0, 100_000),
+        ):
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"{name} must be {low} to {high}, not {getattr(self, name)}")
+        if self.likelihood not in ("poisson", "amplitude"):
+            raise ValueError(f"likelihood must be poisson or amplitude, not {self.likelihood!r}")
+
+
+def calibrate(scan: PtychographyScan, *, progress: Progress | None = None, **options: Any) -> Modulator:
     """Reconstruct the modulator and the Bragg beam on it from a ptychographic scan, and nothing else.
 
     Parameters
     ----------
     scan : PtychographyScan
-        With `sample_distance` 0 any far-field ptychography: no distance is then sought and nothing
-        is assumed about the object's levels.
+        Frames in the order in which they were taken. With `sample_distance` 0 any far-field ptychography: no
+        distance is then sought and nothing is assumed about the object's levels.
+    progress : callable, optional
+        Called as ``progress(fraction, message)`` after every pass.
     iterations : int
-        Passes over all frames.
+        Passes over all frames in full; a start on fewer pixels comes before them where frames are large.
     modes : int, 1 to 8
         Mutually incoherent probe modes.
     refine_positions : bool
+        Of every frame. Scale and rotation of all positions together stay those of the encoders.
+    refine_intensities : bool
+        Follow slow changes of the beam's intensity; fast ones are the monitor's (`scan.flux`).
+    variations : int, 0 to 4
+        Ways in which the probe may change from frame to frame.
+    background : bool
+        Fit counts that no wave makes, for each pixel.
+    likelihood : {"poisson", "amplitude"}
+        What the accelerated finish maximises.
+    patience : int
+        Stop when so many passes have not bettered the free log-likelihood; 0: never.
     seed : int
         Fixes the order of frames and the free pixels: same seed, same result on the same machine.
-    progress : callable, optional
-        Called as ``progress(fraction, message)`` after every iteration.
+    device : str
+        Where to compute, see `make_device`.
 
     Returns
     -------
     Modulator
-        ``frames[j] = sum over modes |FFT2(probe(r) transmission(r - X_j))|**2`` in counts with a unitary
-        transform. Bare membrane 1; the wave at the crystal has its centre of mass on the beam axis.
-        `metadata` holds `phase_step_rad`, `transmission_modulus` and `two_valuedness` of the modulator,
-        `mode_powers`, `position_correction_rms_m` and the configuration. `sample_distance_error` is a
-        standard uncertainty; where no distance was sought `sample_distance` is 0 and its error nan.
+        ``frames[j]`` is the sum over modes of ``|FFT2(probe(r) transmission(r - X_j))|**2``, in counts with a
+        unitary transform, integrated over pixels. Bare membrane 1; the wave at the crystal has its centre of
+        mass on the beam axis. `metadata` holds `phase_step_rad`, `transmission_modulus` and
+        `two_valuedness` of the modulator, `mode_powers`, `position_correction_rms_m` and the configuration.
+        `sample_distance_error` is a standard uncertainty; where no distance was sought `sample_distance` is
+        0 and its error nan.
 
     Raises
     ------
@@ -80,123 +137,226 @@ def calibrate(
     ----------
     A. Maiden, D. Johnson, P. Li, Optica 4, 736 (2017): rPIE.
     P. Thibault, A. Menzel, Nature 494, 68 (2013): mixed modes.
+    P. Thibault, M. Guizar-Sicairos, New J. Phys. 14, 063004 (2012): maximum likelihood.
     """
-    if iterations < 1:
-        raise ValueError(f"iterations must be 1 or more, not {iterations}")
-    if not 1 <= modes <= 8:
-        raise ValueError(f"modes must be 1 to 8, not {modes}")
-    mean = check_scan(scan)
-    rng = np.random.default_rng(seed)
-    grid = Grid.around(scan)
-    engine = Engine(
-        frames=scan.frames,
-        states=pixel_states(scan.mask, FREE_FRACTION, seed),
-        offsets=grid.offsets(scan.positions),
-        probe=first_probe(scan, mean, modes, rng),
-        image=np.ones(grid.shape, np.complex64),
-        flux=np.ones(len(scan.frames)) if scan.flux is None else scan.flux / scan.flux.mean(),
-        rng=rng,
-        batch=BATCH,
-    )
-    scores = _iterate(engine, grid, iterations, refine_positions, progress)
-    configuration = {
-        "method": "ptychography",
-        "iterations": iterations,
-        "modes": modes,
-        "refine_positions": refine_positions,
-        "seed": seed,
-        "batch": BATCH,
-        "free_fraction": FREE_FRACTION,
-    }
-    return _finish(scan, grid, engine, scores, configuration)
+    chosen = Options(**options)
+    run = _Run(scan, chosen, progress)
+    run.start_coarse()
+    run.iterate()
+    return run.finish()
 
 
-def _iterate(
-    engine: Engine, grid: Grid, iterations: int, refine_positions: bool, progress: Progress | None
-) -> list[Score]:
-    """Run the passes; return their scores."""
-    scores = []
-    sweeps = round(SWEEPS * iterations)
-    for i in range(iterations):
-        moving = refine_positions and i >= POSITIONS_FROM * iterations
-        sweeping = i < sweeps
-        if sweeping:
-            momentum = MOMENTUM if MOMENTUM_FROM <= i < sweeps - 1 else 0.0
-            score = engine.sweep(momentum=momentum, locate=moving)
-        else:
-            score = engine.descend(locate=moving)
-        if moving:
-            engine.move(grid.limit, gain=1.5 if sweeping else 1.0)
-        scores.append(score)
-        if progress is not None:
-            progress(
-                (i + 1) / iterations,
-                f"iteration {i + 1} of {iterations}: R2 {score.r2:.5f}, free LLK {score.free_llk:.3f}",
+class _Run:
+    """One calibration: the engine, where its frames lie, and how well it fits."""
+
+    def __init__(self, scan: PtychographyScan, options: Options, progress: Progress | None) -> None:
+        self.scan, self.options, self.progress = scan, options, progress
+        mean = check_scan(scan)
+        rng = np.random.default_rng(options.seed)
+        fills = beam_fills(scan, mean)
+        self.finer = 1 if fills < FULL_FIELD else 2
+        self.grid = Grid.around(scan, self.finer)
+        self.start = self.grid.offsets(scan.positions)
+        self.scores: list[Score] = []
+        flux = np.ones(len(scan.frames)) if scan.flux is None else scan.flux / scan.flux.mean()
+        probe = first_probe(scan, mean, options.modes, rng, self.finer)
+        window = self._coarse_window()
+        grid = self.grid if window is None else self.grid.coarser(window)
+        self.located = False
+        self.engine = Engine(
+            frames=scan.frames,
+            states=pixel_states(scan.mask, FREE_FRACTION, options.seed),
+            offsets=grid.offsets(scan.positions),
+            probe=crop_spectrum(probe, grid.window),
+            image=np.ones(grid.shape, np.complex64),
+            flux=flux,
+            rng=rng,
+            batch=BATCH,
+            spread=PIXEL_SPREAD,
+            finer=self.finer,
+            variations=options.variations,
+            device=make_device(options.device),
+        )
+
+    def _coarse_window(self) -> tuple[int, int] | None:
+        """Window (of the field) of the coarse start; None where the frames are small enough as they are."""
+        shape = self.scan.frames.shape[1:]
+        if min(shape) < COARSE_FROM:
+            return None
+        ratio = max(min(shape) // COARSE_WINDOW, 1)
+        ny, nx = (2 * round(n / ratio / 2) * self.finer for n in shape)
+        return ny, nx
+
+    # -- passes -------------------------------------------------------------------------------------
+    def _settle(self, grid: Grid, start: np.ndarray, gain: float) -> None:
+        """Let every frame go where, and be as bright as, the last pass found it."""
+        engine, active = self.engine, self.engine.active
+        if self.options.refine_intensities:
+            engine.even(STEADY_FRAMES)
+        if self.options.refine_positions:
+            engine.move(grid.limit, gain=gain)
+            engine.offsets[active] = grid.limit(without_affine(engine.offsets, start, active))
+        self.located = True
+
+    def _tell(self, done: float, message: str) -> None:
+        if self.progress is not None:
+            self.progress(done, message)
+
+    def start_coarse(self) -> None:
+        """Find probe, object, drift and intensities on few pixels, taking in the frames as they came.
+
+        A drift that would make nonsense of all frames together is small among those that follow each other:
+        it is found there and taken on.
+        """
+        window = self._coarse_window()
+        if window is None:
+            return
+        engine, grid, total = self.engine, self.grid.coarser(window), len(self.scan.frames)
+        start = grid.offsets(self.scan.positions)
+        known = min(total, max(FIRST_FRAMES, round(FIRST_SHARE * total)))
+        engine.active = np.arange(known)
+        score = Score(float("nan"), float("nan"))
+        for i in range(FIRST_SWEEPS):
+            momentum = MOMENTUM if MOMENTUM_FROM <= i < FIRST_SWEEPS - 1 else 0.0
+            engine.sweep(momentum=momentum, locate=i >= MOMENTUM_FROM)
+            if i >= MOMENTUM_FROM:
+                self._settle(grid, start, 1.5)
+        while known < total:
+            more = min(total - known, round((GROWTH - 1) * known) + 1)
+            if self.options.refine_positions:
+                engine.offsets[known : known + more] = grid.limit(
+                    extrapolate(engine.offsets, start, known, more)
+                )
+            if self.options.refine_intensities:
+                engine.gain[known : known + more] *= _ratio(engine.gain, self._flux(), known)
+            known += more
+            engine.active = np.arange(known)
+            for momentum in np.linspace(MOMENTUM, 0, GROWING_SWEEPS):
+                score = engine.sweep(momentum=float(momentum), locate=True)
+                self._settle(grid, start, 1.5)
+            self._tell(0.0, f"coarse start: {known} of {total} frames, R2 {score.r2:.5f}")
+        for i in range(LAST_SWEEPS):
+            score = engine.sweep(momentum=MOMENTUM if i < LAST_SWEEPS - 1 else 0.0, locate=True)
+            engine.vary()
+            self._settle(grid, start, 1.5)
+        self._tell(0.0, f"coarse start: R2 {score.r2:.5f}")
+        found = self.grid.offsets(grid.positions(engine.offsets))
+        self.engine = engine.resized(self.scan.frames.shape[1:], self.grid.shape, found)
+
+    def _flux(self) -> np.ndarray:
+        flux = self.scan.flux
+        return np.ones(len(self.scan.frames)) if flux is None else flux / flux.mean()
+
+    def iterate(self) -> None:
+        """Pass over all frames in full: sweeps, then the accelerated finish."""
+        options, engine = self.options, self.engine
+        if options.background:
+            engine.seek_background(1e-3 * float(np.median(engine.gain)) ** 2)
+        sweeps = round(SWEEPS * options.iterations)
+        best, since = np.inf, 0
+        for i in range(options.iterations):
+            moving = self.located or i >= POSITIONS_FROM * options.iterations
+            sweeping = i < sweeps
+            if sweeping:
+                momentum = MOMENTUM if MOMENTUM_FROM <= i < sweeps - 1 else 0.0
+                score = engine.sweep(momentum=momentum, locate=moving)
+            else:
+                score = engine.descend(locate=moving, poisson=options.likelihood == "poisson")
+            if moving:
+                if sweeping:
+                    engine.vary()
+                self._settle(self.grid, self.start, 1.5 if sweeping else 1.0)
+            self.scores.append(score)
+            self._tell(
+                (i + 1) / options.iterations,
+                f"iteration {i + 1} of {options.iterations}: R2 {score.r2:.5f}, "
+                f"free LLK {score.free_llk:.3f}",
             )
-    engine.orthogonalise()
-    return scores
+            best, since = (score.free_llk, 0) if score.free_llk < 0.999 * best else (best, since + 1)
+            if options.patience and since >= options.patience:
+                break
+        engine.orthogonalise()
 
-
-def _finish(
-    scan: PtychographyScan, grid: Grid, engine: Engine, scores: list[Score], configuration
-) -> Modulator:
-    """Remove the ambiguities, find the distance, and put everything in its container."""
-    illumination = engine.illumination()
-    trusted = illumination > TRUSTED_ILLUMINATION * np.percentile(illumination[illumination > 0], 95)
-    bragg = scan.sample_distance > 0
-    if bragg:
-        ramp, scale, levels = flatten(engine.image, trusted)
-    else:
-        inside = engine.image[trusted]
-        ramp, scale = np.zeros(2), np.median(np.abs(inside)) * np.exp(1j * np.angle(inside.sum()))
-        levels = find_levels(inside / scale)
-    image = engine.image * phase_ramp(engine.image.shape, -ramp) / scale
-    probe = engine.probe * phase_ramp(engine.probe.shape[1:], ramp) * scale
-    centre, distance, error = grid.centre, 0.0, float("nan")
-    if bragg:
-        distance, error = _distance(scan, engine, probe[0], ramp)
-        row, column = centre_of_mass(propagate(probe, scan.object_pixel, scan.wavelength, -distance))
-        probe = shift_wave(probe, (-row, -column))
-        centre = (centre[0] + column * grid.pixel[1], centre[1] - row * grid.pixel[0])
-    positions = grid.positions(engine.offsets)
-    powers = (np.abs(probe) ** 2).sum(axis=(1, 2), dtype=float)
-    return Modulator(
-        transmission=image.astype(np.complex64),
-        pixel_size=grid.pixel[1],
-        sample_distance=distance,
-        sample_distance_error=error,
-        centre=centre,
-        probe=probe.astype(np.complex64),
-        trusted=trusted,
-        positions=positions,
-        positions_start=scan.positions.copy(),
-        r2=np.array([s.r2 for s in scores]),
-        free_llk=np.array([s.free_llk for s in scores]),
-        metadata={
+    # -- result -------------------------------------------------------------------------------------
+    def finish(self) -> Modulator:
+        """Remove the ambiguities, find the distance, and put everything in its container."""
+        scan, engine, grid = self.scan, self.engine, self.grid
+        image, probe = engine.image, engine.probe
+        illumination = engine.illumination()
+        trusted = illumination > TRUSTED_ILLUMINATION * np.percentile(illumination[illumination > 0], 95)
+        bragg = scan.sample_distance > 0
+        if bragg:
+            ramp, scale, levels = flatten(image, trusted)
+        else:
+            inside = image[trusted]
+            ramp, scale = np.zeros(2), np.median(np.abs(inside)) * np.exp(1j * np.angle(inside.sum()))
+            levels = find_levels(inside / scale)
+        image = image * phase_ramp(image.shape, -ramp) / scale
+        probe = probe * phase_ramp(probe.shape[1:], ramp) * scale
+        centre, distance, error = grid.centre, 0.0, float("nan")
+        if bragg:
+            distance, error = self._distance(probe[0], ramp)
+            row, column = centre_of_mass(propagate(probe, scan.object_pixel, scan.wavelength, -distance))
+            probe = shift_wave(probe, (-row, -column))
+            centre = (centre[0] + column * grid.pixel[1], centre[1] - row * grid.pixel[0])
+        positions = grid.positions(engine.offsets)
+        # a common shift of all positions is one of the object: it goes to where the array's centre is
+        away = (positions - scan.positions).mean(axis=0)
+        positions -= away
+        powers = (np.abs(probe) ** 2).sum(axis=(1, 2), dtype=float)
+        size, turn = affine_numbers(positions, scan.positions)
+        metadata: dict[str, Any] = {
             "phase_step_rad": levels.phase_step,
             "transmission_modulus": levels.modulus,
             "two_valuedness": levels.two_valuedness,
             "mode_powers": (powers / powers.sum()).tolist(),
             "position_correction_rms_m": float(np.sqrt(((positions - scan.positions) ** 2).mean())),
+            "stage_scale": size,
+            "stage_rotation_deg": float(np.rad2deg(turn)),
+            "intensities": (engine.gain**2).tolist(),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "run_uid": str(scan.metadata.get("run_uid", "")),
-            "configuration": configuration,
-        },
-    )
+            "configuration": {
+                "method": "ptychography",
+                **asdict(self.options),
+                "batch": BATCH,
+                "free_fraction": FREE_FRACTION,
+                "field": self.finer,
+            },
+        }
+        return Modulator(
+            transmission=image.astype(np.complex64),
+            pixel_size=grid.pixel[1],
+            sample_distance=distance,
+            sample_distance_error=error,
+            centre=(float(centre[0] - away[0]), float(centre[1] - away[1])),
+            probe=probe.astype(np.complex64),
+            trusted=trusted,
+            positions=positions,
+            positions_start=scan.positions.copy(),
+            r2=np.array([s.r2 for s in self.scores]),
+            free_llk=np.array([s.free_llk for s in self.scores]),
+            metadata=metadata,
+        )
+
+    def _distance(self, probe: np.ndarray, ramp: np.ndarray) -> tuple[float, float]:
+        """d1 and its standard uncertainty, m.
+
+        The uncertainty joins the scatter between quarters of the scan with what the answer changes when
+        only the brighter part of the crystal counts: the first is noise, the second shows edges that are not
+        sharp.
+        """
+        scan, engine = self.scan, self.engine
+        args = (scan.object_pixel, scan.wavelength)
+        distance = focus(probe, *args, scan.sample_distance, finer=self.finer)
+        brighter = focus(probe, *args, distance, floor=0.1, finer=self.finer) - distance
+        back = phase_ramp(probe.shape, ramp)
+        parts = np.array_split(np.random.default_rng(0).permutation(len(scan.frames)), 4)
+        quarters = [focus(engine.probe_from(p)[0] * back, *args, distance, finer=self.finer) for p in parts]
+        return distance, float(np.hypot(brighter, np.std(quarters, ddof=1) / 2))
 
 
-def _distance(
-    scan: PtychographyScan, engine: Engine, probe: np.ndarray, ramp: np.ndarray
-) -> tuple[float, float]:
-    """d1 and its standard uncertainty, m.
-
-    The uncertainty joins the scatter between quarters of the scan with the disagreement of two measures of
-    compactness: the first is noise, the second shows a crystal whose edges are not sharp.
-    """
-    args = (scan.object_pixel, scan.wavelength)
-    distance = focus(probe, *args, scan.sample_distance)
-    measure = focus(probe, *args, distance, power=1.0) - distance
-    back = phase_ramp(probe.shape, ramp)
-    parts = np.array_split(np.random.default_rng(0).permutation(len(scan.frames)), 4)
-    scatter = np.std([focus(engine.probe_from(p)[0] * back, *args, distance) for p in parts], ddof=1) / 2
-    return distance, float(np.hypot(measure / 2, scatter))
+def _ratio(gain: np.ndarray, flux: np.ndarray, known: int) -> np.float32:
+    """How much brighter than their monitor the last of the known frames were found to be."""
+    last = slice(max(known - 50, 0), known)
+    return np.float32(np.median(gain[last] / np.sqrt(flux[last])))

@@ -1,16 +1,18 @@
-"""Far-field ptychography with mixed probe modes and sub-pixel positions."""
+"""Far-field ptychography with mixed probe modes, a varying probe and sub-pixel positions."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from scipy import ndimage
 
-from bcmi_beamline.reconstruction.fourier import WORKERS, fft2, ifft2
-from bcmi_beamline.reconstruction.ptychography import _kernels as kernels
+from bcmi_beamline.reconstruction.ptychography._detector import Detector
+from bcmi_beamline.reconstruction.ptychography._devices import Array, Batch, Device, Sums, make_device
+
+GAIN_LIMITS = 0.5, 2.0
+"""Of one step of a frame's intensity."""
 
 
 class Score(NamedTuple):
@@ -22,48 +24,39 @@ class Score(NamedTuple):
     """Mean negative Poisson log-likelihood over the free pixels; nan where none are free."""
 
 
-@dataclass
-class _Batch:
-    """What the frames of a batch leave: (b, modes, Ny, Nx) waves, and their sums."""
-
-    probes: np.ndarray
-    residuals: np.ndarray
-    sums: np.ndarray
-    normal: np.ndarray | None = None
-
-
-def _run(pool: ThreadPoolExecutor, jobs: list[tuple]) -> None:
-    """Call every (function, argument, ...) in the threads of `pool`, the last one here."""
-    others = [pool.submit(*job) for job in jobs[:-1]]
-    jobs[-1][0](*jobs[-1][1:])
-    for other in others:
-        other.result()
-
-
 class Engine:
     """State of a reconstruction, and the steps that improve it.
 
-    The model of frame j is ``|FFT2(T(s_j) probe_m * image[window j])|**2`` summed over modes: the window
-    starts at the whole pixel nearest to the frame's offset, and the probe is shifted by what is left, in
-    Fourier space. A batch is made of frames whose remainders are alike: they share one shift and its
-    derivatives, exact to second order in what is left (a twelfth of a pixel), so that shifts are cheap.
+    The model of frame j is ``gain_j**2 blur(|FFT2(T(s_j) probe_j image[window j])|**2) + background`` summed
+    over modes, with ``probe_j = probe + sum over k of coefficients[j, k] variations[k]``. The window starts
+    at the whole pixel nearest to the frame's offset, and the probe is shifted by what is left, in Fourier
+    space. A batch is made of frames whose remainders are alike: they share one shift, and what is left
+    to each (a twelfth of a pixel at most) is taken to first order, so that shifts are cheap.
 
     Parameters
     ----------
     frames : ndarray, (J, Ny, Nx)
         Counts, zero frequency at ``n // 2``; any real dtype, never copied.
-    states : ndarray, (K, Ny, Nx), uint8
-        0 for a pixel to use, `kernels.MASKED`, `kernels.FREE`; frame j takes set ``j % K``.
+    states : ndarray, (S, Ny, Nx), uint8
+        0 for a pixel to use, `kernels.MASKED`, `kernels.FREE`; frame j takes set ``j % S``.
     offsets : ndarray, (J, 2)
         Corner (row, column) of every window on the object, pixels, not whole.
-    probe : ndarray, (modes, Ny, Nx), complex64
+    probe : ndarray, (modes, ny, nx), complex64
+        Its size is the window of the frames that is used.
     image : ndarray, (H, W), complex64
         The scanned object; every window must fit with half a pixel to spare.
     flux : ndarray, (J,)
-        Counts of frame j are divided by this.
+        The model of frame j is multiplied by this.
     rng : Generator
     batch : int
         Frames per update.
+    spread, finer
+        Of the detector, see `Detector`; the probe is `finer` times larger than the window.
+    variations : int
+        How many ways the probe may vary in from frame to frame (M. Odstrcil et al., Opt. Express 24, 8360
+        (2016): orthogonal probe relaxation), found as polynomials in time first.
+    device : Device, optional
+        Where to compute; all processors by default.
     """
 
     def __init__(
@@ -76,31 +69,113 @@ class Engine:
         flux: np.ndarray,
         rng: np.random.Generator,
         batch: int = 8,
+        spread: float = 0.0,
+        finer: int = 1,
+        variations: int = 0,
+        device: Device | None = None,
     ) -> None:
-        self.frames, self.states, self.flux = frames, states, flux.astype(np.float32)
+        ny, nx = probe.shape[-2:]
+        self.detector = Detector(frames, states, (ny // finer, nx // finer), spread, finer)
+        self.device = make_device("numpy") if device is None else device
         self.offsets = offsets.astype(float)
-        self.probe, self.image = probe.astype(np.complex64), image.astype(np.complex64)
+        self.gain = np.sqrt(flux).astype(np.float32)
+        self.coefficients = _time_polynomials(len(frames), variations)
+        self.active = np.arange(len(frames))
+        """Frames in use."""
         self.rng, self.batch = rng, batch
-        self._threads = ThreadPoolExecutor(WORKERS)
-        self._image_sum = np.zeros_like(self.image)
-        self._light_sum = np.zeros(image.shape, np.float32)
-        self._probe_sum = np.zeros_like(self.probe)
-        self._power_sum = np.zeros(probe.shape[-2:], np.float32)
-        self._steps = np.zeros_like(self.offsets)
-        self._previous: tuple[np.ndarray, np.ndarray] | None = None
+        self.steps = np.zeros_like(self.offsets)
+        """Where every frame would fit better by the last pass that located, pixels."""
+        self._background = np.zeros((0, 0), np.float32)
+        none = np.zeros((variations, *probe.shape))
+        self._place_arrays(image, self.detector.tilt() * np.concatenate([probe[None], none]))
+
+    def _place_arrays(self, image: np.ndarray, parts: np.ndarray) -> None:
+        put = self.device.put
+        self._image = put(np.ascontiguousarray(image, np.complex64))
+        self._parts = put(np.ascontiguousarray(parts, np.complex64))
+        shape = parts.shape[-2:]
+        self._dark = put(self._background)
+        self._sums = Sums(
+            image=put(np.zeros(image.shape, np.complex64)),
+            light=put(np.zeros(image.shape, np.float32)),
+            probe=put(np.zeros(parts.shape, np.complex64)),
+            power=put(np.zeros(shape, np.float32)),
+            background=put(np.zeros_like(self._background)),
+        )
+        self._totals = np.zeros((len(self.offsets), 2))
+        self._previous: tuple[Array, Array] | None = None
         self._last_r2, self._age = np.inf, 0
-        self._start = self.offsets.copy()
-        centred = self._start - self._start.mean(axis=0)
-        self._affine = np.linalg.qr(np.column_stack([np.ones(len(centred)), centred]))[0]
-        self._fy, self._fx = (np.fft.fftfreq(n) for n in probe.shape[-2:])
-        self._derivatives = np.ones((3, 1, *probe.shape[-2:]), np.complex64)
-        self._derivatives[1] = -2j * np.pi * self._fy[:, None]
-        self._derivatives[2] = -2j * np.pi * self._fx
+        self._fy, self._fx = (np.fft.fftfreq(n) for n in shape)
+
+    # -- what it holds --------------------------------------------------------------------------------
+    @property
+    def image(self) -> np.ndarray:
+        """The object, (H, W), complex64."""
+        return self.device.get(self._image)
+
+    @image.setter
+    def image(self, image: np.ndarray) -> None:
+        self._image, self._previous = self.device.put(image.astype(np.complex64)), None
+
+    @property
+    def probe(self) -> np.ndarray:
+        """Modes of the mean probe, (modes, ny, nx), complex64."""
+        return self.device.get(self._parts[0]) * self.detector.tilt().conj()
+
+    @probe.setter
+    def probe(self, probe: np.ndarray) -> None:
+        parts = self.device.get(self._parts)
+        parts[0] = probe * self.detector.tilt()
+        self._parts, self._previous = self.device.put(parts), None
+
+    @property
+    def background(self) -> np.ndarray | None:
+        """Counts per pixel that no wave makes, zero frequency at ``n // 2``; None where not sought."""
+        dark = self.device.get(self._dark)
+        return np.fft.fftshift(dark) if dark.size else None
+
+    def seek_background(self, start: float) -> None:
+        """Begin to fit a background, from `start` counts in every pixel."""
+        self._background = np.full(self.detector.window, start, np.float32)
+        self._place_arrays(self.image, self.device.get(self._parts))
+
+    def resized(self, window: tuple[int, int], shape: tuple[int, int], offsets: np.ndarray) -> Engine:
+        """Carry everything found over to another window of the detector: a finer or coarser object.
+
+        Parameters
+        ----------
+        window : (ny, nx)
+        shape : (H, W)
+            Of the object there; its middle, index ``n // 2``, stays the middle.
+        offsets : ndarray, (J, 2)
+        """
+        old, finer = self.detector.window, self.detector.finer
+        untilted = self.device.get(self._parts) * self.detector.tilt().conj()
+        parts = crop_spectrum(untilted, (finer * window[0], finer * window[1]))
+        image = self.image
+        index = [
+            (np.arange(n) - n // 2) * (o / w) + m // 2
+            for n, m, o, w in zip(shape, image.shape, old, window, strict=True)
+        ]
+        at = np.meshgrid(*index, indexing="ij")
+        away = np.asarray(image - 1)
+        real, imaginary = (
+            ndimage.map_coordinates(part, at, np.float32, order=3, mode="constant")
+            for part in (np.real(away), np.imag(away))
+        )
+        resampled = (1 + real + 1j * imaginary).astype(np.complex64)
+        other = Engine(
+            self.detector.frames, self.detector.states, offsets, parts[0], resampled, np.ones(len(offsets)),
+            self.rng, self.batch, self.detector.spread, finer, len(parts) - 1, self.device,
+        )  # fmt: skip
+        other.gain, other.coefficients, other.active = self.gain, self.coefficients, self.active
+        other._place_arrays(resampled, parts * other.detector.tilt())
+        return other
 
     # -- one batch --------------------------------------------------------------------------------
     def _batches(self, frames: np.ndarray | None = None) -> list[np.ndarray]:
-        """All frames, or those given, in random groups whose offsets differ by whole pixels, nearly."""
-        order = self.rng.permutation(len(self.frames) if frames is None else frames)
+        """Active frames, or those given, in random groups whose offsets differ by whole pixels, nearly."""
+        order = self.rng.permutation(self.active if frames is None else frames)
         cells = int(np.clip(np.sqrt(len(order) / self.batch), 6, 16))
         row, column = np.floor(cells * ((self.offsets[order] + self.rng.uniform(0, 1, 2)) % 1)).astype(int).T
         cell = row * cells + column
@@ -115,55 +190,39 @@ class Engine:
         # the mean of remainders is taken on a circle: 0.49 and -0.49 are neighbours
         common = np.angle(np.exp(2j * np.pi * offsets).mean(axis=0)) / (2 * np.pi)
         corners = np.rint(offsets - common)
-        return corners.astype(np.intp), common, (offsets - corners - common).astype(np.float32)
+        return corners.astype(np.intp), common, offsets - corners - common
 
-    def _moving(self, shift: np.ndarray) -> np.ndarray:
-        """Fourier factors (3, 1, Ny, Nx) that shift a probe, and that of its derivatives by the shift."""
-        y, x = (np.exp(-2j * np.pi * s * f) for s, f in zip(shift, (self._fy, self._fx), strict=True))
-        return self._derivatives * (y[:, None] * x).astype(np.complex64)
-
-    def _frames(self, part: slice, index, corners, rest, base, out: _Batch) -> None:
-        """Probes, exit-wave residuals, scores and positions of some frames of a batch, in one thread."""
-        corners, probes, residuals = corners[part], out.probes[part], out.residuals[part]
-        kernels.spread_shifts(base, rest[part], probes)
-        kernels.exit_waves(probes, self.image, corners, residuals)
-        waves = fft2(residuals, workers=1)
-        which = index[part]
-        counts = self.frames[which].astype(np.float32) / self.flux[which, None, None]
-        kernels.modulus_residual(waves, counts, self.states[which % len(self.states)], out.sums[part])
-        residuals[:] = ifft2(waves, overwrite=True, workers=1)
-        if out.normal is not None:
-            kernels.position_gradient(residuals, probes, self.image, corners, out.normal[part])
-
-    def _gradient(self, index, locate: bool) -> np.ndarray:
-        """Add what one batch asks of image and probe to their sums; returns the sums that score it."""
+    def _gradient(self, index: np.ndarray, locate: bool, poisson: bool) -> np.ndarray:
+        """Add what one batch asks for to the sums; returns the sums that score it."""
         corners, common, rest = self._place(index)
-        moving = self._moving(common)
-        base = ifft2(fft2(self.probe) * moving, overwrite=True)
-        shape = (len(index), *self.probe.shape)
-        out = _Batch(np.empty(shape, np.complex64), np.empty(shape, np.complex64), np.zeros((len(index), 4)))
-        if locate:
-            out.normal = np.zeros((len(index), 5))
-        parts = [slice(s[0], s[-1] + 1) for s in np.array_split(range(len(index)), WORKERS) if len(s)]
-        _run(self._threads, [(self._frames, part, index, corners, rest, base, out) for part in parts])
-        if out.normal is not None:
-            self._steps[index] = _newton(out.normal)
-        gradient = np.zeros_like(base)
-        _run(self._threads, [
-            (kernels.object_gradient, out.residuals, out.probes, corners, self._image_sum, self._light_sum),
-            (kernels.probe_gradient, out.residuals, self.image, corners, rest, gradient, self._power_sum),
-        ])  # fmt: skip
-        self._probe_sum += (fft2(gradient, overwrite=True) * moving.conj()).sum(axis=0)
-        return out.sums.sum(axis=0)
+        gain = self.gain[index, None]
+        weights = gain * np.concatenate([np.ones_like(gain), rest, self.coefficients[index]], axis=1)
+        y, x = (np.exp(-2j * np.pi * s * f) for s, f in zip(common, (self._fy, self._fx), strict=True))
+        moving = self.device.put((y[:, None] * x).astype(np.complex64))
+        shifted = self.device.ifft2(self.device.fft2(self._parts) * moving)
+        before, self._sums.probe = self._sums.probe, self.device.zeros(shifted)
+        asked = self.device.frames(
+            self.detector,
+            Batch(index, corners, weights.astype(np.float32), locate),
+            shifted, self._image, self._dark, self._sums, poisson,
+        )  # fmt: skip
+        self._sums.probe = before + self.device.fft2(self._sums.probe) * moving.conj()
+        self._totals[index] = asked.score[:, 1:3]
+        if asked.normal is not None and asked.overlaps is not None:
+            self.steps[index] = _newton(asked.normal)
+            change, power = asked.overlaps[..., 0], asked.overlaps[..., 1]
+            if power.size:
+                self._wanted[index] = gain * change / (gain**2 * power + 1e-30)
+        return asked.score.sum(axis=0)
 
     def _update(self, damp_image: float, damp_probe: float, step: float) -> None:
         """Move image and probe by `step` times their sums over what lit them, and empty the sums."""
-        floor = damp_image * self._light_sum.max()
-        kernels.object_step(self.image, self._image_sum, self._light_sum, step, 1 - damp_image, floor)
-        light = (1 - damp_probe) * self._power_sum + damp_probe * self._power_sum.max()
-        self.probe += step * ifft2(self._probe_sum) / light
-        self._probe_sum[:] = 0
-        self._power_sum[:] = 0
+        sums = self._sums
+        self.device.step(self._image, sums, step, 1 - damp_image, damp_image * float(sums.light.max()))
+        light = (1 - damp_probe) * sums.power + damp_probe * float(sums.power.max())
+        self._parts = self._parts + step * self.device.ifft2(sums.probe) / light
+        sums.probe *= 0
+        sums.power *= 0
 
     # -- all frames -------------------------------------------------------------------------------
     def sweep(
@@ -186,79 +245,134 @@ class Engine:
             Go on by this share of what the pass has changed: slow modes, which do not alternate, get
             ``1 / (1 - momentum)`` times further.
         locate : bool
-            Note where each frame would fit better, for `move`.
+            Note where each frame would fit better, for `move`, and how its probe differs, for `vary`.
         """
-        totals = np.zeros(4)
-        image, probe = self.image.copy(), self.probe.copy()
+        totals = np.zeros(5)
+        image, parts = self._image * 1, self._parts * 1
+        self._begin(locate)
         for index in self._batches():
-            totals += self._gradient(index, locate)
+            totals += self._gradient(index, locate, poisson=False)
             self._update(damp_image, damp_probe, 1.0)
         if momentum:
-            self.image += np.float32(momentum) * (self.image - image)
-            self.probe += np.float32(momentum) * (self.probe - probe)
+            self._image = self._image + momentum * (self._image - image)
+            self._parts = self._parts + momentum * (self._parts - parts)
         self._previous = None
+        self._end()
         return _score(totals)
 
-    def descend(self, *, step: float = 0.6, damp: float = 0.002, locate: bool = False) -> Score:
+    def descend(
+        self, *, step: float = 0.6, damp: float = 0.002, locate: bool = False, poisson: bool = False
+    ) -> Score:
         """One accelerated step of image and probe down the gradient of all frames: for the finish.
 
         Nesterov's momentum with a restart where the fit gets worse (O'Donoghue and Candes, Found. Comput.
         Math. 15, 715 (2015)); the gradient is divided by the light, as in `sweep`. Half a step for each of
         two factors of one product never overshoots; a little more is safe since they hardly agree.
+
+        `poisson` maximises the likelihood of Poisson counts instead of Anscombe's least squares, whose mean
+        is biased where less than a few counts fall on a pixel.
         """
-        totals = np.sum([self._gradient(index, locate) for index in self._batches()], axis=0)
+        self._begin(locate)
+        totals = np.sum([self._gradient(index, locate, poisson) for index in self._batches()], axis=0)
         score = _score(totals)
         if self._previous is None or score.r2 > self._last_r2:
-            self._age, self._previous = 0, (self.image.copy(), self.probe.copy())
+            self._age, self._previous = 0, (self._image * 1, self._parts * 1)
         self._last_r2 = score.r2
         self._update(damp, damp, step)
         momentum = min(self._age / (self._age + 3), 0.98)
         self._age += 1
-        stepped = self.image.copy(), self.probe.copy()
-        self.image += np.float32(momentum) * (stepped[0] - self._previous[0])
-        self.probe += np.float32(momentum) * (stepped[1] - self._previous[1])
+        stepped = self._image * 1, self._parts * 1
+        self._image = self._image + momentum * (stepped[0] - self._previous[0])
+        self._parts = self._parts + momentum * (stepped[1] - self._previous[1])
         self._previous = stepped
+        self._end()
         return score
+
+    def _begin(self, locate: bool) -> None:
+        if locate:
+            self._wanted = np.zeros_like(self.coefficients)
+
+    def _end(self) -> None:
+        """Multiply the background by what the pass asked for (Richardson-Lucy)."""
+        if self._background.size:
+            self._dark = self._dark * (self._sums.background / len(self.active))
+            self._sums.background *= 0
 
     def probe_from(self, index: np.ndarray) -> np.ndarray:
         """Probe that frames `index` alone ask for, one step from the common one; changes nothing."""
+        kept = self._totals.copy(), self.steps.copy()
         for batch in self._batches(index):
-            self._gradient(batch, locate=False)
-        light = self._power_sum + 1e-3 * self._power_sum.max()
-        probe = self.probe + ifft2(self._probe_sum) / light
-        for total in (self._image_sum, self._light_sum, self._probe_sum, self._power_sum):
-            total[:] = 0
-        return probe
+            self._gradient(batch, locate=False, poisson=False)
+        self._totals, self.steps = kept
+        sums = self._sums
+        light = sums.power + 1e-3 * float(sums.power.max())
+        probe = self._parts[0] + self.device.ifft2(sums.probe[0]) / light
+        for total in (sums.image, sums.light, sums.probe, sums.power, sums.background):
+            total *= 0
+        return self.device.get(probe) * self.detector.tilt().conj()
 
+    # -- single frames ----------------------------------------------------------------------------
     def move(self, limit: Callable[[np.ndarray], np.ndarray], gain: float = 1.5, reach: float = 0.3) -> None:
-        """Move the frames to where the last pass would have them, less what it cannot know.
+        """Move the active frames to where the last pass would have them; `reach` (pixels) bounds a step.
 
-        A common shift, magnification, rotation or shear of all positions can be undone by the object and is
-        left to the encoders: it is projected out of the whole correction. `reach` (pixels) bounds a step.
+        Their mean stays: a common shift cannot be told from a shift of the object.
         """
-        moved = self.offsets + gain * np.clip(self._steps, -reach, reach) - self._start
-        moved -= self._affine @ (self._affine.T @ moved)
-        self.offsets = limit(self._start + moved)
+        moved = gain * np.clip(self.steps[self.active], -reach, reach)
+        self.offsets[self.active] = limit(self.offsets[self.active] + moved - moved.mean(axis=0))
+
+    def even(self, smooth: float = 0.0) -> None:
+        """Scale the model of every active frame towards the counts it was found to have in the last pass.
+
+        Half way, since the object has been changed to the same end. With `smooth` only what so many frames
+        in a row share: a beam that drifts away, but not what the object absorbs here and there.
+        """
+        counted, expected = self._totals[self.active].T
+        change = 0.25 * np.log(np.clip(counted / np.maximum(expected, 1e-30), *GAIN_LIMITS))
+        if smooth:
+            change = ndimage.gaussian_filter1d(change, smooth, mode="nearest")
+        self.gain[self.active] *= np.exp(change - change.mean()).astype(np.float32)
+
+    def vary(self, gain: float = 0.7) -> None:
+        """Change how much of every variation is in the probe of each frame, as the last pass asks.
+
+        The coefficients keep zero mean, unit variance and are uncorrelated: what is common to all frames
+        belongs to the mean probe, and what several variations share to one of them.
+        """
+        if not self.coefficients.shape[1]:
+            return
+        parts = self.device.get(self._parts)
+        wanted = self.coefficients[self.active] + gain * self._wanted[self.active]
+        mean = wanted.mean(axis=0)
+        q, r = np.linalg.qr(wanted - mean)
+        sign = np.sign(np.diag(r))
+        size = np.sqrt(len(wanted))
+        parts[0] += np.tensordot(mean, parts[1:], 1)
+        parts[1:] = np.tensordot(r * sign[:, None] / size, parts[1:], 1)
+        self.coefficients[self.active] = q * sign * size
+        self._parts, self._previous = self.device.put(parts.astype(np.complex64)), None
 
     def orthogonalise(self) -> None:
         """Turn the probe modes into orthogonal ones of falling power; the intensities stay as they are."""
-        if len(self.probe) > 1:
-            flat = self.probe.reshape(len(self.probe), -1)
+        parts = self.device.get(self._parts)
+        if parts.shape[1] > 1:
+            flat = parts[0].reshape(parts.shape[1], -1)
             _, vectors = np.linalg.eigh(flat.conj() @ flat.T)
-            self.probe = (vectors.T[::-1] @ flat).reshape(self.probe.shape).astype(np.complex64)
+            turned = np.einsum("mn,kmyx->knyx", vectors, parts)[:, ::-1]
+            self._parts, self._previous = self.device.put(turned.astype(np.complex64)), None
 
     def illumination(self) -> np.ndarray:
-        """Sum over frames of ``|probe|**2`` on the object, (H, W), float32."""
+        """Sum over active frames of ``|probe|**2`` on the object, (H, W), float32."""
         total = np.zeros(self.image.shape, np.float32)
         power = (np.abs(self.probe) ** 2).sum(axis=0)
         ny, nx = power.shape
-        for row, column in np.rint(self.offsets).astype(int):
-            total[row : row + ny, column : column + nx] += power
+        for j in self.active:
+            row, column = np.rint(self.offsets[j]).astype(int)
+            total[row : row + ny, column : column + nx] += power * self.gain[j] ** 2
         return total
 
 
 def _score(totals: np.ndarray) -> Score:
-    error, counted, llk, free = totals
+    error, counted, _, llk, free = totals
     return Score(error / counted, llk / free if free else float("nan"))
 
 
@@ -268,3 +382,24 @@ def _newton(normal: np.ndarray) -> np.ndarray:
     damp = 0.05 * (yy + xx) + 1e-30
     yy, xx = yy + damp, xx + damp
     return np.stack([xx * ry - yx * rx, yy * rx - yx * ry], axis=1) / (yy * xx - yx**2)[:, None]
+
+
+def _time_polynomials(count: int, degree: int) -> np.ndarray:
+    """Legendre polynomials 1 to `degree` in the order of frames, (count, degree), unit variance, float32."""
+    legendre = np.polynomial.legendre.legvander(np.linspace(-1, 1, count), degree)[:, 1:]
+    return (legendre / np.sqrt((legendre**2).mean(axis=0))).astype(np.float32)
+
+
+def crop_spectrum(waves: np.ndarray, window: tuple[int, int]) -> np.ndarray:
+    """Crop or pad (..., Ny, Nx) waves in Fourier space to another window, field and counts kept."""
+    spectrum = np.fft.fftshift(np.fft.fft2(waves, norm="ortho"), axes=(-2, -1))
+    for axis, n in zip((-2, -1), window, strict=True):
+        old = spectrum.shape[axis]
+        first = old // 2 - n // 2
+        if first >= 0:
+            spectrum = np.take(spectrum, np.arange(first, first + n), axis)
+        else:
+            width = [(0, 0)] * spectrum.ndim
+            width[axis] = (-first, n - old + first)
+            spectrum = np.pad(spectrum, width)
+    return np.fft.ifft2(np.fft.ifftshift(spectrum, axes=(-2, -1)), norm="ortho").astype(np.complex64)

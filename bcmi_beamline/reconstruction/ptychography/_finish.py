@@ -129,29 +129,38 @@ def _strongest_frequency(image: np.ndarray, trusted: np.ndarray) -> np.ndarray:
 
 
 def focus(
-    probe: np.ndarray, pixel: tuple[float, float], wavelength: float, near: float, power: float = 0.5
+    probe: np.ndarray,
+    pixel: tuple[float, float],
+    wavelength: float,
+    near: float,
+    floor: float = 0.03,
+    finer: int = 1,
 ) -> float:
-    """Distance in metres over which the back-propagated wave (Ny, Nx) is most compact.
+    """Distance in metres over which the back-propagated wave (Ny, Nx) covers the smallest area.
 
-    A crystal ends at its facets, so that at its plane the least wave lies outside them. Compactness is
-    ``sum |w|**power / (sum |w|**2)**(power / 2)``, the smaller the fewer pixels share the energy; a low power
-    sees the faint fringes of defocus rather than the bright middle. It is taken over the central quarter of
-    the field, beyond which noise would rule. Searched from 0.75 to 1.25 of `near`, then refined by cubics.
+    A crystal ends at its facets, so that at its plane the least wave lies outside them. The area is the mean
+    of ``|w|**2 / (|w|**2 + t)`` with ``t`` the square of `floor` of the largest modulus: every pixel inside
+    counts as one whatever its brightness, so that strain, which makes the wave brightest and most compact in
+    another plane, hardly matters. It is taken over the central quarter of the far field of one pixel, beyond
+    which noise would rule. Searched from 0.75 to 1.25 of `near`, then refined by cubics.
+
+    `finer` is how many such far fields the probe spans.
     """
     spectrum = fft2(probe)
     shape = probe.shape[0], probe.shape[1]
-    middle = tuple(slice(n // 2 - n // 8, n // 2 + n // 8 + 1) for n in shape)
+    half = [n // (8 * finer) for n in shape]
+    middle = tuple(slice(n // 2 - h, n // 2 + h + 1) for n, h in zip(shape, half, strict=True))
 
-    def spread(distance: float) -> float:
+    def area(distance: float) -> float:
         kernel = near_field_kernel(shape, pixel, wavelength, -distance)
-        modulus = np.abs(ifft2(spectrum * kernel, overwrite=True)[middle])
-        return float((modulus**power).mean(dtype=float) / (modulus**2).mean(dtype=float) ** (power / 2))
+        power = np.abs(ifft2(spectrum * kernel, overwrite=True)[middle]) ** 2
+        return float((power / (power + floor**2 * np.percentile(power, 99.5))).mean(dtype=float))
 
     depth = max(pixel) ** 2 / wavelength
     best = near
-    for half in (0.25 * near, 3 * depth, 2 * depth):
-        tried = best + np.linspace(-half, half, max(15, round(half / depth) | 1))
-        values = np.array([spread(d) for d in tried])
+    for reach in (0.25 * near, 3 * depth, 2 * depth):
+        tried = best + np.linspace(-reach, reach, max(15, round(reach / depth) | 1))
+        values = np.array([area(d) for d in tried])
         best = tried[values.argmin()]
     curve = Polynomial.fit(tried, values, 3)
     turns = curve.deriv().roots()

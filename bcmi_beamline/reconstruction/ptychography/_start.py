@@ -15,8 +15,13 @@ from bcmi_beamline.scans import PtychographyScan
 
 FEWEST_FRAMES = 8
 LARGEST_SCAN_PIXELS = 20_000
-MARGIN = 8
-"""Pixels kept around the outermost windows, for refined positions to move into."""
+MARGIN, DRIFT_MARGIN = 8, 0.5e-6
+"""Pixels, and metres where there is time to drift, kept around the outermost windows for refined positions
+to move into."""
+LONG_SCAN = 200
+"""Frames of a scan in which a drift of the order of `DRIFT_MARGIN` may have grown."""
+FULL_FIELD = 0.6
+"""Share of the far field of one pixel that a beam may fill before it is computed on a wider one."""
 FREE_SETS = 8
 """Sets of free pixels; frames take turns, so that no detector pixel is lost to all of them."""
 
@@ -89,14 +94,25 @@ class Grid:
     centre: tuple[float, float]
 
     @classmethod
-    def around(cls, scan: PtychographyScan) -> Grid:
-        """Smallest grid that holds every window and a margin."""
+    def around(cls, scan: PtychographyScan, finer: int = 1) -> Grid:
+        """Smallest grid that holds every window, `finer` times as wide as the frames, and a margin."""
         low, high = scan.positions.min(axis=0), scan.positions.max(axis=0)
-        ny, nx = scan.frames.shape[1:]
+        ny, nx = (finer * n for n in scan.frames.shape[1:])
         py, px = scan.object_pixel
-        reach_x, reach_y = np.ceil((high - low) / 2 / (px, py)).astype(int) + MARGIN
+        margin = MARGIN
+        if len(scan.frames) >= LONG_SCAN and scan.sample_distance > 0:
+            margin = max(MARGIN, int(np.ceil(DRIFT_MARGIN / min(px, py))))
+        reach_x, reach_y = np.ceil((high - low) / 2 / (px, py)).astype(int) + margin
         x, y = (low + high) / 2
         return cls((ny + 2 * int(reach_y), nx + 2 * int(reach_x)), (ny, nx), (py, px), (float(x), float(y)))
+
+    def coarser(self, window: tuple[int, int]) -> Grid:
+        """Return the grid of the same field with fewer pixels, `window` of them under the beam."""
+        ratio = [w / n for w, n in zip(window, self.window, strict=True)]
+        shape = [2 * int(np.ceil(n * r / 2)) for n, r in zip(self.shape, ratio, strict=True)]
+        return Grid(
+            (shape[0], shape[1]), window, (self.pixel[0] / ratio[0], self.pixel[1] / ratio[1]), self.centre
+        )
 
     @property
     def _corner(self) -> tuple[int, int]:
@@ -128,19 +144,37 @@ def pixel_states(mask: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     return states
 
 
-def first_probe(scan: PtychographyScan, mean: np.ndarray, modes: int, rng: np.random.Generator) -> np.ndarray:
-    """Probe to start from, (modes, Ny, Nx), complex64, with the counts of a mean frame.
+def beam_fills(scan: PtychographyScan, mean: np.ndarray) -> float:
+    """Width of the beam at the scanned plane as a share of the far field of one pixel.
+
+    The beam comes from a small crystal and has spread over the nominal distance by the angles in which 98 %
+    of the counts arrive.
+    """
+    pixels = []
+    for axis in (0, 1):
+        profile = np.cumsum(mean.sum(axis=axis))
+        pixels.append(np.subtract(*np.searchsorted(profile, np.array([0.99, 0.01]) * profile[-1])))
+    angle = max(pixels) * scan.pixel_size / scan.propagation_distance
+    field = scan.wavelength * scan.propagation_distance / scan.pixel_size
+    return float(angle * scan.sample_distance / field)
+
+
+def first_probe(
+    scan: PtychographyScan, mean: np.ndarray, modes: int, rng: np.random.Generator, finer: int = 1
+) -> np.ndarray:
+    """Probe to start from, (modes, s Ny, s Nx), complex64, with the counts of a mean frame.
 
     The given `initial_probe`, or the inverse transform of the root of the mean frame: a compact wave at the
     crystal, windowed and carried over the nominal distance. Modes that are not given start as weak, randomly
     tilted copies of the first.
     """
     shape = scan.frames.shape[1:]
+    wide = [((finer - 1) * n // 2, finer * n - n - (finer - 1) * n // 2) for n in shape]
     if scan.initial_probe is None:
         wave = to_centre(ifft2(to_corner(np.sqrt(mean)).astype(np.complex64)))
         reach = [np.arange(n) - n // 2 for n in shape]
         window = [np.exp(-((8 * r / n) ** 4)) for r, n in zip(reach, shape, strict=True)]
-        wave *= window[0][:, None] * window[1]
+        wave = np.pad(wave * window[0][:, None] * window[1], wide)
         probe = propagate(wave, scan.object_pixel, scan.wavelength, scan.sample_distance)[None]
     else:
         probe = (
@@ -150,7 +184,8 @@ def first_probe(scan: PtychographyScan, mean: np.ndarray, modes: int, rng: np.ra
             raise ValueError(f"initial_probe {scan.initial_probe.shape} does not fit frames of {shape}")
         if not np.isfinite(probe).all() or not probe.any():
             raise ValueError("initial_probe must be finite and not zero everywhere")
-    extra = [probe[:1] * (0.15 * _tilt(shape, rng)) for _ in range(modes - len(probe))]
+        probe = np.pad(probe, [(0, 0), *wide])
+    extra = [probe[:1] * (0.15 * _tilt(probe.shape[1:], rng)) for _ in range(modes - len(probe))]
     probe = np.concatenate([probe, *extra])[:modes].astype(np.complex64)
     probe *= np.sqrt(mean.sum() / np.vdot(probe, probe).real)
     return probe

@@ -1,0 +1,47 @@
+"""Positions that many frames share: drift in time, and what looks like a scale or a turn of the stage."""
+
+from __future__ import annotations
+
+import numpy as np
+
+DEGREE = 3
+"""Of the polynomials in time that drift is told apart from the stage with."""
+
+
+def without_affine(offsets: np.ndarray, start: np.ndarray, active: np.ndarray) -> np.ndarray:
+    """Offsets of the active frames without what looks like a scale, rotation or shear of their start.
+
+    In a diverging beam a scale of all positions and another distance of the source fit almost equally well:
+    what the data hardly tell is left to the encoders. Drift in time is fitted beside it and kept.
+
+    Parameters
+    ----------
+    offsets, start : ndarray, (J, 2)
+        In the order in which the frames were taken.
+    active : ndarray, (n,), int
+
+    Returns
+    -------
+    ndarray, (n, 2)
+    """
+    place = start[active] - start[active].mean(axis=0)
+    place /= max(np.abs(place).max(), 1e-9)
+    time = np.polynomial.legendre.legvander(np.linspace(-1, 1, len(active)), DEGREE)
+    moved = offsets[active] - start[active]
+    fit = np.linalg.lstsq(np.concatenate([place, time], axis=1), moved, rcond=1e-3)[0]
+    return offsets[active] - place @ fit[:2]
+
+
+def extrapolate(offsets: np.ndarray, start: np.ndarray, known: int, more: int) -> np.ndarray:
+    """Where the `more` frames after the first `known` stand if the drift of those goes on, linear in time."""
+    time = np.arange(known + more) - (known - 1) / 2
+    moved = (offsets - start)[:known]
+    slope = time[:known] @ moved / (time[:known] @ time[:known])
+    return start[known : known + more] + moved.mean(axis=0) + time[known:, None] * slope
+
+
+def affine_numbers(offsets: np.ndarray, start: np.ndarray) -> tuple[float, float]:
+    """Scale and rotation (rad) by which `offsets` differ from `start`, both (J, 2)."""
+    a, b = (np.array([1, 1j]) @ (p - p.mean(axis=0)).T for p in (start, offsets))
+    ratio = np.vdot(a, b) / np.vdot(a, a)
+    return float(np.abs(ratio)), float(np.angle(ratio))
