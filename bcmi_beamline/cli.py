@@ -213,6 +213,9 @@ def simulate(
     from bcmi_beamline.config import load_beamline, load_crystal, load_preset
     from bcmi_beamline.truth import simulated_scan
 
+    for path in (output, truth):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise ValueError(f"{path}: its folder does not exist: make the folder first")
     settings = load_preset(preset)
     if crystal is not None:
         sim = settings.sim.model_copy(update={"crystal": load_crystal(crystal)})

@@ -1,9 +1,11 @@
+import sys
+
 import h5py
 import numpy as np
 import pytest
 from twins import BEAMLINE, quiet_preset
 
-from bcmi_beamline import data
+from bcmi_beamline import cli, data
 from bcmi_beamline.sim import Twin, simulate, simulate_ptychography, simulate_rocking
 from bcmi_beamline.truth import TRUTH, as_scan, true_object, write_truth
 
@@ -88,3 +90,38 @@ def test_frames_do_not_depend_on_the_number_of_processes(rocked, monkeypatch):
         BEAMLINE, rocked.twin.preset, twin=Twin(BEAMLINE, rocked.twin.preset), workers=2, start_s=10.0
     )
     np.testing.assert_array_equal(again.frames, rocked.frames)
+
+
+def simulate_from_shell(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["bcmi", "simulate", "rocking", *map(str, arguments)])
+    monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    return end.value.code or 0
+
+
+PRESET = """
+name = "own"
+description = "three angles"
+[plan]
+modulator_z_um = 1350.0
+window = 64
+rocking_half_range_deg = 0.02
+rocking_step_deg = 0.02
+[sim.crystal]
+[sim.modulator]
+extent_um = 8.0
+"""
+
+
+def test_own_crystal_is_simulated_and_its_truth_written(tmp_path, monkeypatch, capsys):
+    (tmp_path / "own.toml").write_text(PRESET)
+    ball = np.ones((21, 15, 17), complex)
+    np.savez(tmp_path / "ball.npz", object=ball, voxel_size=[1e-8] * 3)
+    out, truth = tmp_path / "scan.cxi", tmp_path / "truth.cxi"
+    own = ("--preset", tmp_path / "own.toml", "--crystal", tmp_path / "ball.npz")
+    assert simulate_from_shell(monkeypatch, *own, "-o", out, "--truth", truth) == 0
+    assert len(data.read_rocking(out).frames) == 3
+    assert data.read_reconstruction(truth).image.shape == ball.shape
+    assert simulate_from_shell(monkeypatch, *own, "-o", tmp_path / "absent" / "scan.cxi") == 2
+    assert "its folder does not exist" in capsys.readouterr().err
