@@ -101,9 +101,10 @@ def carried(
     """Pose that keeps the modulator where it is while what carries it turns about the crystal.
 
     With ``C`` the turn of the carrier, a point of the stage stands at ``C (R (p + t - c) + c + d)``, ``d``
-    the origin seen from the crystal. The membrane's normal and its point on the beam are kept exactly;
-    two tilts leave a turn of the membrane in its own plane, of the product of turn and tilt (0.15 mrad for
-    half a degree at a tilt of one).
+    the origin seen from the crystal. The modulator is taken to stand perpendicular as it is held: R counts
+    from there, and the pivot, which is known in the frame of the readings, is turned into that frame. Its
+    normal and its point on the beam are kept; a turn in its own plane, the product of the turns about x' and
+    y', is left.
 
     Parameters
     ----------
@@ -119,16 +120,18 @@ def carried(
     dict
         The five readings that keep it there.
     """
-    c, d = np.asarray(pivot, float), np.array([0.0, 0.0, distance_at_z0_um])
-    t = np.array([pose[axis] for axis in AXES[:3]])
-    before = tilt_matrix(pose["mchi"], pose["mphi"])
-    spot, height = beam_on_membrane(t, pose["mchi"], pose["mphi"], c)
-    normal = turn.T @ before[:, 2]
+    translation = np.array([pose[axis] for axis in AXES[:3]])
+    d = np.array([0.0, 0.0, distance_at_z0_um])
+    _, height = beam_on_membrane(translation, pose["mchi"], pose["mphi"], pivot)
+    on_beam = np.array([0.0, 0.0, height])
+    c = on_beam - tilt_matrix(pose["mchi"], pose["mphi"]).T @ (on_beam - np.asarray(pivot, float))
+    normal = turn.T[:, 2]
     mchi = float(np.rad2deg(-np.arcsin(normal[1])))
     mphi = float(np.rad2deg(np.arctan2(normal[0], normal[2])))
-    stands = turn.T @ (np.array([0, 0, height]) + d) - d
-    x, y, z = tilt_matrix(mchi, mphi).T @ (stands - c) + c - spot
-    return {"x": float(x), "y": float(y), "z": float(z), "mchi": mchi, "mphi": mphi}
+    stands = turn.T @ (on_beam + d) - d
+    moved = translation + tilt_matrix(mchi, mphi).T @ (stands - c) - (on_beam - c)
+    x, y, z = (float(value) for value in moved)
+    return {"x": x, "y": y, "z": z, "mchi": pose["mchi"] + mchi, "mphi": pose["mphi"] + mphi}
 
 
 def clearance(z, mchi, mphi, pivot, distance_at_z0_um: float = 0.0):

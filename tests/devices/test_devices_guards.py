@@ -10,7 +10,14 @@ from ophyd.sim import FakeEpicsSignal, fake_device_cache, make_fake_device
 from ophyd.utils import LimitError
 
 from bcmi_beamline.config import Beamline, load_beamline
-from bcmi_beamline.devices import Diffractometer, Nanogoniometer, nominal_setting, pose_math
+from bcmi_beamline.devices import (
+    CompensatedRock,
+    Diffractometer,
+    Nanogoniometer,
+    SampleStage,
+    nominal_setting,
+    pose_math,
+)
 from bcmi_beamline.devices.guards import CIRCLES
 from bcmi_beamline.devices.motor import Motor, Setpoint
 
@@ -23,6 +30,7 @@ NANOGONIOMETER = SHIPPED.nanogoniometer.model_copy(
     }
 )
 BEAMLINE = SHIPPED.model_copy(update={"nanogoniometer": NANOGONIOMETER})
+VERTICAL = load_beamline("sim-id01-vertical").model_copy(update={"nanogoniometer": NANOGONIOMETER})
 
 
 class FakeSetpoint(FakeEpicsSignal):
@@ -203,13 +211,127 @@ def test_a_modulator_on_its_way_out_is_still_in(devices):
         huber.phi.check_value(90.0)
 
 
-def test_rocking_a_circle_that_carries_the_modulator_is_refused_with_the_reason():
-    nano, huber = pair(BEAMLINE.model_copy(update={"arm": "vertical", "rocking_circle": "eta"}))
-    huber.rock.check_value(17.8)
+def vertical_pair():
+    nano, huber = pair(VERTICAL)
     place(nano, **nano.place("in"))
+    return nano, huber
+
+
+def test_rocking_a_circle_that_carries_the_modulator_is_refused_with_the_reason():
+    nano, huber = vertical_pair()
     huber.rock.check_value(17.7)
     with pytest.raises(LimitError, match=r"eta carries the modulator; rocking it by 0.5 deg .* 11.78 um"):
         huber.rock.check_value(18.2)
+    place(nano, **nano.place("out"))
+    huber.rock.check_value(17.8)
+
+
+def test_compensated_it_rocks_within_the_cone_and_no_further():
+    nano, huber = vertical_pair()
+    rock = CompensatedRock("rock", huber)
+    rock.set(18.2)
+    assert huber.eta.user_setpoint.get() == 18.2
+    assert nano.mchi.user_setpoint.get() == pytest.approx(0.5, abs=1e-9)
+    assert nano.y.user_setpoint.get() != 0
+    sent = {axis: getattr(nano, axis).user_setpoint.get() for axis in pose_math.AXES}
+    with pytest.raises(LimitError, match=r"eta: 20 deg lies outside \[15.7, 19.7\]"):
+        rock.set(20.0)
+    assert {axis: getattr(nano, axis).user_setpoint.get() for axis in pose_math.AXES} == sent
+    with pytest.raises(LimitError, match="eta carries the modulator"):
+        huber.rock.check_value(17.9)  # whoever does not move the modulator is still refused
+    place(nano, **sent)
+    put_at(huber.eta, 18.2)
+    rock.set(17.7)
+    back = {axis: getattr(nano, axis).user_setpoint.get() for axis in pose_math.AXES}
+    assert back == pytest.approx({**dict.fromkeys(pose_math.AXES, 0.0), **nano.place("in")}, abs=1e-6)
+
+
+# -- the sample -----------------------------------------------------------------------------------------
+def stage_of(nano):
+    stage = make_fake_device(SampleStage)(
+        "", name="sample_stage", config=BEAMLINE.sample_stage, nanogoniometer=nano
+    )
+    for axis in ("x", "y", "z"):
+        wake(getattr(stage, axis))
+    return stage
+
+
+def test_another_crystal_needs_the_modulator_out(devices):
+    nano, _ = devices
+    stage = stage_of(nano)
+    stage.x.check_value(40.0)
+    put_at(stage.x, 30.0)
+    place(nano, **nano.place("in"))
+    stage.x.check_value(38.0)
+    with pytest.raises(LimitError, match=r"x: 41 um is 11 um from where the sample was.*take the modulator"):
+        stage.x.check_value(41.0)
+    put_at(stage.x, 38.0)
+    with pytest.raises(LimitError, match="11 um from"):  # small steps do not add up
+        stage.x.check_value(41.0)
+    place(nano, **nano.place("out"))
+    stage.x.check_value(-40.0)
+
+
+# -- any sequence of moves --------------------------------------------------------------------------------
+MOVES = st.one_of(
+    *(st.tuples(st.just("nano"), st.just(axis), axis_values[axis], st.booleans()) for axis in pose_math.AXES),
+    *(
+        st.tuples(st.just("huber"), st.just(circle), st.floats(-5.0, 40.0), st.booleans())
+        for circle in CIRCLES
+    ),
+    *(st.tuples(st.just("stage"), st.just(axis), st.floats(-50, 50), st.booleans()) for axis in "xyz"),
+    st.tuples(st.just("place"), st.sampled_from(["in", "out", "park"]), st.just(0.0), st.booleans()),
+    st.tuples(st.just("rock"), st.just("eta"), st.floats(10.0, 25.0), st.just(True)),
+)
+HORIZONTAL_ALL, VERTICAL_ALL = pair(BEAMLINE), pair(VERTICAL)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@given(st.booleans(), st.lists(MOVES, max_size=12))
+def test_no_sequence_of_moves_reaches_a_forbidden_pose(vertical, moves):
+    """Whatever is asked, moves arrive or are still on their way when the next is asked for."""
+    nano, huber = VERTICAL_ALL if vertical else HORIZONTAL_ALL
+    place(nano, **dict.fromkeys(pose_math.AXES, 0.0) | nano.place("park"))
+    for circle, value in huber.nominal_deg.items():
+        put_at(getattr(huber, circle), value)
+    stage, rock = stage_of(nano), CompensatedRock("rock", huber)
+    model = (nano.config.pivot_um, nano.config.distance_at_z0_um)
+    home = None
+    for device, axis, target, arrives in moves:
+        steps = [(device, axis, target)]
+        if device == "place":
+            steps = [("nano", name, value) for name, value in nano.place(axis).items()]
+        for owner, name, value in steps:
+            motor = (
+                None
+                if owner == "rock"
+                else getattr({"nano": nano, "huber": huber, "stage": stage}[owner], name)
+            )
+            try:
+                if motor is None:
+                    if not vertical:
+                        continue
+                    rock.set(value)
+                    sent = [huber.eta, *(getattr(nano, a) for a in pose_math.AXES)]
+                    for moved in sent:
+                        put_at(moved, moved.user_setpoint.get())
+                else:
+                    motor.check_value(value)
+                    put_at(motor, value if arrives else motor.position, value)
+            except LimitError:
+                continue
+            now = nano.where()
+            gap = pose_math.clearance(now["z"], now["mchi"], now["mphi"], *model)
+            assert gap >= nano.config.stand_off_um - 1e-3, "too near to the crystal"
+            out = nano.is_out()
+            if not out:
+                assert huber.strays() == [], "the modulator is in and a circle is outside its cone"
+                places = {a: getattr(stage, a).position for a in "xyz"}
+                home = places if home is None else home
+                reach = stage.config.modulator_reach_um
+                assert max(abs(places[a] - home[a]) for a in "xyz") <= 2 * reach
+            else:
+                home = None
 
 
 def test_the_modulator_stays_out_while_the_circles_are_away(devices):
