@@ -29,9 +29,6 @@ from bcmi_beamline.sim.nuisances import (
 )
 from bcmi_beamline.sim.optics import DetectorWindow, centred, fresnel_matrix
 
-INCIDENT_FLUX = 1e10
-"""Photons per second that the monitor reads at the nominal setting, full ring."""
-
 _PARAXIAL_COSINE = 0.5
 """A chip turned further than this from the beam is not in it: its frame is not modelled edge on."""
 
@@ -238,8 +235,8 @@ class Twin:
 
         Two tilts cannot undo a turn about the beam: a product of two small angles stays.
         """
-        held, hidden = self._complete(pose), self.preset.sim.hidden
-        carrier, aligned = self._carrier(held), self.aligned_pose()
+        hidden, aligned = self.preset.sim.hidden, self.aligned_pose()
+        carrier = self._carrier(self._complete(pose))
         tilt_x = float(np.arctan2(-carrier[2, 1], carrier[1, 1]))
         tilt_y = float(np.arctan2(-carrier[0, 2], carrier[0, 0]))
         turn = rotation_matrix("y", tilt_y) @ rotation_matrix("x", tilt_x)
@@ -247,19 +244,19 @@ class Twin:
         known = self._survey + np.array([0, 0, hidden.distance_um * 1e-6])
         base = np.array([aligned[axis] for axis in "xyz"]) * 1e-6 + known + origin
         stage = turn.T @ (carrier.T @ base - self._pivot - origin) + self._pivot - known
-        held |= dict(zip("xyz", (float(v) * 1e6 for v in stage), strict=True))
+        held = dict(zip("xyz", (float(v) * 1e6 for v in stage), strict=True))
         held["mchi"] = aligned["mchi"] + float(np.rad2deg(tilt_x))
         held["mphi"] = aligned["mphi"] + float(np.rad2deg(tilt_y))
-        return held
+        return {**pose, **held}
 
     # -- what the beamline shows --------------------------------------------------------------------
     def flux(self, time_s: float = 0.0, pose: Mapping[str, float] | None = None) -> float:
-        """What the beam monitor reads, photons/s.
+        """What the beam monitor reads, photons/s: `Beamline.nominal_flux` at the nominal setting, full ring.
 
         It stands behind slits and filters and before the shutter, so that it watches the beam between
         exposures too. Where `pose` says nothing everything is nominal and the ring as at `time_s`.
         """
-        return INCIDENT_FLUX * self._relative_flux(self._complete(pose or {}, time_s), time_s)
+        return self.beamline.nominal_flux * self._relative_flux(self._complete(pose or {}, time_s), time_s)
 
     def frame(
         self,
