@@ -28,7 +28,7 @@ class Cam:
 
     def pv(self, name: str) -> epics.PV:
         if name not in self._pvs:
-            pv = epics.PV(self.prefix + name, auto_monitor=False)
+            pv = epics.PV(self.prefix + name, auto_monitor=False, form="native")
             assert pv.wait_for_connection(TIMEOUT_S), pv.pvname
             self._pvs[name] = pv
         return self._pvs[name]
@@ -342,7 +342,7 @@ def _set(event: threading.Event, **_) -> None:
 
 
 def test_channel_access_answers_while_frames_are_made(cam, beamline, open_shutter):
-    pv = epics.PV(f"{beamline.prefix}{beamline.nanogoniometer.y.pv}.RBV", auto_monitor=False)
+    pv = epics.PV(f"{beamline.prefix}{beamline.nanogoniometer.y.pv}.RBV", auto_monitor=False, form="native")
     assert pv.wait_for_connection(TIMEOUT_S)
     answers: list[float | None] = []
     cam.set(NumTriggers=20)

@@ -89,6 +89,25 @@ def test_it_is_gone_after_an_exception(tmp_path):
     assert not is_running(int(done.stdout))
 
 
+def test_an_ioc_that_dies_leaves_its_clients_alone_and_its_files_closed(tmp_path):
+    code = START + "with SimulatedBeamline('small', data_dir=sys.argv[1]) as running:\n"
+    dies = (
+        "children = open(f'/proc/{running.pid}/task/{running.pid}/children').read()",
+        "write('ID01:Sim:IOC:Die', 1, notify=False, repeater=False)",
+        "running._process.wait(20)",
+        "try: read('ID01:ring:current', timeout=0.5, repeater=False)",
+        "except TimeoutError: print(running.pid, children)",
+    )
+    code += "".join(f"    {line}\n" for line in (*ARM.strip().splitlines(), *dies))
+    done = run(code, str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    pid, camera = map(int, done.stdout.split())
+    assert not is_running(pid)
+    assert gone(camera)
+    with h5py.File(tmp_path / "series_1_data_000001.h5") as file:  # a file left open would be refused
+        assert file["entry/data/data"].shape == (1, 2164, 1030)
+
+
 @pytest.fixture
 def launcher(tmp_path):
     """A process that has started the simulated beamline and waits; with the beamline's pid."""

@@ -24,7 +24,7 @@ class Record:
 
     def field(self, name: str) -> epics.PV:
         if name not in self._fields:
-            pv = epics.PV(f"{self.name}.{name}", auto_monitor=False)
+            pv = epics.PV(f"{self.name}.{name}", auto_monitor=False, form="native")
             assert pv.wait_for_connection(TIMEOUT_S), pv.pvname
             self._fields[name] = pv
         return self._fields[name]
@@ -79,11 +79,15 @@ def axes(beamline):
             axis = getattr(part, name, None)
             if axis is not None:
                 yield axis
+    for name in ("horizontal", "vertical", "horizontal_centre", "vertical_centre"):
+        yield getattr(beamline.slits, name)
+    yield beamline.monochromator.energy
+    yield beamline.focus.z
 
 
 def test_every_axis_is_a_complete_motor_record(beamline):
     motors = [(axis, EpicsMotor(beamline.prefix + axis.pv, name="motor")) for axis in axes(beamline)]
-    assert len(motors) == 13
+    assert len(motors) == 19
     for axis, motor in motors:
         motor.wait_for_connection(all_signals=True, timeout=TIMEOUT_S)
         assert motor.limits == (axis.low, axis.high)
@@ -233,6 +237,62 @@ def test_tweaks_relative_and_dial_moves_and_home(stage):
     assert stage["RBV"] == -2.0
     stage["HOMF"] = 1
     assert (stage["RBV"], stage["ATHM"]) == (0.0, 1)
+
+
+def test_a_jog_runs_while_it_is_pressed_and_ends_at_the_soft_limit(slow_stage):
+    slow_stage["JVEL"] = 10.0
+    slow_stage.field("JOGF").put(1, wait=False)
+    slow_stage.until("MOVN", 1)
+    assert slow_stage["JOGF"] == 1
+    slow_stage["JOGF"] = 0
+    here = slow_stage["RBV"]
+    assert here > 0 and slow_stage["VAL"] == here and slow_stage["JOGF"] == 0
+    slow_stage["VELO"] = slow_stage["JVEL"] = 2000.0
+    slow_stage["DIR"] = "Neg"
+    slow_stage["JOGR"] = 1  # to the low limit of the user, the high one of the dial
+    assert (slow_stage["RBV"], slow_stage["DRBV"], slow_stage["LVIO"]) == (-6000.0, 6000.0, 0)
+
+
+def test_without_soft_limits_the_switches_behind_them_stop_the_motor(stage):
+    stage["DLLM"] = 0.0
+    stage["DHLM"] = 0.0  # both zero: none, as in EPICS
+    stage["VAL"] = 9000.0
+    assert 6000 < stage["RBV"] < 6500
+    assert (stage["HLS"], stage["LVIO"]) == (1, 0)
+    stage["VAL"] = 0.0
+    assert (stage["RBV"], stage["HLS"]) == (0.0, 0)
+
+
+def test_speed_is_reached_in_accl_and_the_units_and_digits_are_the_clients(stage):
+    stage["ACCL"] = -1.0
+    assert stage["ACCL"] > 0
+    stage["EGU"] = "nm"
+    stage["PREC"] = 3
+    controls = stage.field("VAL").get_ctrlvars()
+    assert (controls["units"], controls["precision"]) == ("nm", 3)
+    stage["EGU"] = "um"
+    stage["PREC"] = 5
+    assert stage["RDBD"] > 0
+    assert stage.field("UEIP").get(as_string=True) == "Yes"
+
+
+def test_move_moves_once_and_then_holds(stage):
+    stage["SPMG"] = "Pause"
+    stage["VAL"] = 12.0
+    assert (stage["RBV"], stage["VAL"]) == (0.0, 12.0)
+    stage["SPMG"] = "Move"
+    stage.until("SPMG", "Pause")
+    assert stage["RBV"] == 12.0
+
+
+def test_a_frozen_offset_is_not_redefined(stage):
+    stage["FOFF"] = "Frozen"
+    stage["SET"] = "Set"
+    stage["VAL"] = 77.0
+    stage["DVAL"] = 77.0
+    stage["SET"] = "Use"
+    stage["FOFF"] = "Variable"
+    assert (stage["VAL"], stage["RBV"], stage["OFF"], stage["DRBV"]) == (0.0, 0.0, 0.0, 0.0)
 
 
 def test_a_velocity_that_cannot_be_is_not_taken(stage, beamline):

@@ -9,9 +9,12 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from bcmi_beamline.config import Beamline, ConfigError, Preset, load_beamline, load_preset
+
+if TYPE_CHECKING:
+    from bcmi_beamline.sim.ioc.beamline import SimulatedBeamlineIOC
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -38,19 +41,22 @@ def _load(source: str, load: Callable[[str], Model], model: type[Model]) -> Mode
     return model.model_validate_json(Path(source).read_bytes()) if source.endswith(".json") else load(source)
 
 
-async def _run(ioc, parent: int | None) -> None:
+async def _run(ioc: SimulatedBeamlineIOC, parent: int | None) -> None:
     from bcmi_beamline.sim.ioc.server import serve
+    from bcmi_beamline.sim.ioc.status import show_status
 
     interfaces = None if os.environ.get("EPICS_CAS_INTF_ADDR_LIST") else ["127.0.0.1"]
     try:
         await ioc.initialise()
+        status = asyncio.create_task(show_status(ioc))
         await serve(ioc.pvdb, interfaces, parent)
+        status.cancel()
     finally:
         await ioc.close()
 
 
-def _prepare(options: argparse.Namespace):
-    """Build the IOC.
+def _prepare(options: argparse.Namespace) -> SimulatedBeamlineIOC:
+    """Build the IOC, while the process that makes its frames starts.
 
     Raises
     ------
@@ -58,18 +64,23 @@ def _prepare(options: argparse.Namespace):
         One line: what cannot be used.
     """
     os.environ["OPHYD_CONTROL_LAYER"] = "dummy"  # its names are wanted, no Channel Access client
-    from bcmi_beamline.sim.ioc.beamline import SimulatedBeamlineIOC
+    from bcmi_beamline.sim.ioc.camera import Camera
 
     preset = _load(options.preset, load_preset, Preset)
     beamline = _load(options.beamline, load_beamline, Beamline)
     if options.prefix is not None:
         beamline = beamline.model_copy(update={"prefix": options.prefix})
     scale = preset.sim.time_scale if options.time_scale is None else options.time_scale
-    if not scale > 0:
+    if not 0 < scale < float("inf"):
         raise ConfigError(f"--time-scale must be positive, not {scale}")
     data_dir = options.data_dir.absolute()
     data_dir.mkdir(parents=True, exist_ok=True)
-    return SimulatedBeamlineIOC(beamline, preset, data_dir, scale)
+    camera = Camera(beamline, preset)
+    if not options.list_pvs:
+        camera.launch()
+    from bcmi_beamline.sim.ioc.beamline import SimulatedBeamlineIOC
+
+    return SimulatedBeamlineIOC(beamline, camera, data_dir, scale)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

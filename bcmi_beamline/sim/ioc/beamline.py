@@ -12,7 +12,7 @@ from caproto import ChannelData
 from caproto.server import PVGroup, pvproperty
 from caproto.server.server import PvpropertyEnum
 
-from bcmi_beamline.config import AxisConfig, Beamline, Preset
+from bcmi_beamline.config import AxisConfig, Beamline
 from bcmi_beamline.sim.ioc.camera import Camera, CameraLost
 from bcmi_beamline.sim.ioc.clock import Clock
 from bcmi_beamline.sim.ioc.eiger import Eiger
@@ -65,7 +65,8 @@ class Beam(PVGroup):
         self.monitor.getter = self._flux
         self.ring_current.getter = self._current
         self.time.getter = self._now
-        self.shutter.putter = self._move_shutter
+        shutter: Any = self.shutter
+        shutter.putter = self._move_shutter
         self.time_scale.putter = self._set_time_scale
 
     async def initialise(self) -> None:
@@ -127,18 +128,18 @@ class SimulatedBeamlineIOC:
     ----------
     beamline : Beamline
         Names, limits, geometry; its prefix goes before every process variable.
-    preset : Preset
-        The experiment that is simulated.
+    camera : Camera
+        Makes the frames.
     data_dir : Path
         Where the Eiger writes until a client says otherwise.
     time_scale : float
         Wall-clock seconds per second of exposure and motion.
     """
 
-    def __init__(self, beamline: Beamline, preset: Preset, data_dir: Path, time_scale: float) -> None:
+    def __init__(self, beamline: Beamline, camera: Camera, data_dir: Path, time_scale: float) -> None:
         self.beamline = beamline
         self.clock = Clock(time_scale)
-        self.camera = Camera(beamline, preset)
+        self.camera = camera
         prefix = beamline.prefix
         self.motors = {
             name: Motor(prefix + axis.pv, axis, self.clock) for name, axis in axes(beamline).items()
@@ -189,7 +190,7 @@ class SimulatedBeamlineIOC:
             return pv.value
 
     async def initialise(self) -> None:
-        """Start the process that makes the frames and bring every record to its first value.
+        """Wait for the process that makes the frames and bring every record to its first value.
 
         Circles, crystal and what shapes the beam stand at the nominal setting, the modulator is parked.
 
@@ -199,6 +200,7 @@ class SimulatedBeamlineIOC:
             When the process cannot be started.
         """
         await self.camera.start()
+        self.clock.begin()
         pose: Mapping[str, float] = self.camera.nominal_pose | self.beamline.nanogoniometer.positions["park"]
         for name, motor in self.motors.items():
             motor.place(pose[name])

@@ -9,7 +9,7 @@ import multiprocessing
 import subprocess
 import sys
 from collections.abc import Callable
-from multiprocessing.connection import Connection
+from contextlib import suppress
 from typing import Any
 
 from bcmi_beamline.config import Beamline, Preset
@@ -44,7 +44,7 @@ class Camera:
         self.nominal_pose: dict[str, float] = {}
         self.on_lost: Callable[[CameraLost], None] | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        self._connection: Connection | None = None
+        self._connection: Any = None
         self._ready: asyncio.Future[None] | None = None
         self._pending: dict[int, asyncio.Future[Any]] = {}
         self._numbers = itertools.count()
@@ -54,19 +54,8 @@ class Camera:
         """Of the process."""
         return self._process.pid if self._process is not None else None
 
-    async def start(self) -> None:
-        """Start the process and wait until it is ready.
-
-        Raises
-        ------
-        CameraLost
-            When it is not.
-        """
-        self._spawn()
-        assert self._ready is not None
-        await self._ready
-
-    def _spawn(self) -> None:
+    def launch(self) -> None:
+        """Start the process; it gets ready by itself."""
         near, far = multiprocessing.Pipe()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "bcmi_beamline.sim.ioc.camera_process", str(far.fileno())],
@@ -76,9 +65,25 @@ class Camera:
         far.close()
         near.send(self._configuration)
         self._connection = near
+
+    async def start(self) -> None:
+        """Wait until the process, launched if need be, is ready.
+
+        Raises
+        ------
+        CameraLost
+            When it ends before that.
+        """
+        if self._process is None:
+            self.launch()
+        await self._listen()
+
+    def _listen(self) -> asyncio.Future[None]:
         loop = asyncio.get_running_loop()
+        assert self._connection is not None
         self._ready = loop.create_future()
-        loop.add_reader(near.fileno(), self._receive)
+        loop.add_reader(self._connection.fileno(), self._receive)
+        return self._ready
 
     async def ask(self, name: str, *arguments: Any) -> Any:
         """Have a method of `FrameMaker` called.
@@ -96,10 +101,8 @@ class Camera:
         number = next(self._numbers)
         self._pending[number] = answer = asyncio.get_running_loop().create_future()
         assert self._connection is not None
-        try:
+        with suppress(OSError):  # it is gone: the reader tells
             self._connection.send((number, name, arguments))
-        except OSError:
-            pass  # it is gone: the reader tells
         return await answer
 
     def _receive(self) -> None:
@@ -134,7 +137,8 @@ class Camera:
         ran, self._ready = self._ready.done(), self._ready
         pending, self._pending = self._pending, {}
         if ran:
-            self._spawn()
+            self.launch()
+            self._listen()
         else:
             self._ready.set_exception(lost)
             self._ready.exception()  # it may be that nobody waits

@@ -49,20 +49,20 @@ class FrameMaker:
     # -- readings -----------------------------------------------------------------------------------
     def flux(self, time_s: float, pose: Mapping[str, float]) -> float:
         """Incident flux, photons/s."""
-        return self._twin.flux(time_s)
+        return self._twin.flux(time_s, pose)
 
     def ring_current(self, time_s: float) -> float:
         """MA."""
-        return 200.0
+        return self._twin.ring_current(time_s)
 
     def temperatures(self, time_s: float) -> dict[str, float]:
         """Temperatures by name, deg C."""
-        return dict.fromkeys(self._twin.beamline.temperatures, 25.0)
+        return dict(self._twin.temperatures(time_s))
 
     def depth(self, exposure_s: float) -> tuple[int, int]:
         """Bits of a pixel, and counts at which one saturates."""
         detector = self._twin.detector
-        return detector.config.bit_depth, detector.count_cutoff(exposure_s)
+        return detector.bit_depth(exposure_s), detector.count_cutoff(exposure_s)
 
     # -- frames -------------------------------------------------------------------------------------
     def arm(self, stem: Path, settings: SeriesSettings) -> Stored:
@@ -79,8 +79,7 @@ class FrameMaker:
 
     def expose(self, pose: Mapping[str, float], exposure_s: float, time_s: float) -> None:
         """Make a frame and keep it."""
-        known = {name: value for name, value in pose.items() if name in self._twin.nominal_pose()}
-        self._frame = self._twin.frame(known, exposure_s, time_s)
+        self._frame = self._twin.frame(pose, exposure_s, time_s)
 
     def store(self, disk_full: bool = False) -> Stored:
         """Write the frame that was made last.
@@ -156,18 +155,7 @@ def main(descriptor: int) -> None:
     connection = Connection(descriptor)
     beamline, preset = connection.recv()
     twin = Twin(Beamline.model_validate_json(beamline), Preset.model_validate_json(preset))
-    config = twin.beamline
-    more = {}
-    if config.slits:
-        more = {
-            "slits_horizontal": 140.0,
-            "slits_vertical": 300.0,
-            "slits_horizontal_centre": 0.0,
-            "slits_vertical_centre": 0.0,
-            "energy": 9.0,
-            "focus": 0.0,
-        }
-    connection.send(more | twin.nominal_pose())
+    connection.send(twin.nominal_pose())
     serve(connection, FrameMaker(twin))
 
 

@@ -33,7 +33,7 @@ class Clock:
 
     def __init__(self, scale: float) -> None:
         self._scale = scale
-        self._time, self._wall = 0.0, time.monotonic()
+        self.begin()
         self._stands_until = 0.0
         self._awake = 0
         self._naps: list[tuple[float, int, asyncio.Future[None]]] = []
@@ -58,6 +58,10 @@ class Clock:
         self._settle()
         self._scale = value
         self._plan_next()
+
+    def begin(self) -> None:
+        """Let time begin, at 0."""
+        self._time, self._wall = 0.0, time.monotonic()
 
     def now(self) -> float:
         """Beamline time, s."""

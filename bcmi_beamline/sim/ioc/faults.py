@@ -52,6 +52,10 @@ def _switch(name: str) -> pvproperty:
     return pvproperty(value="Off", enum_strings=_OFF_ON, dtype=PvpropertyEnum, name=name)
 
 
+def _attach(pv: Any, put: Callable[[Any, Any], Awaitable[Any]]) -> None:
+    pv.putter = put
+
+
 class MotorFaults(PVGroup):
     """What goes wrong with one motor.
 
@@ -71,11 +75,9 @@ class MotorFaults(PVGroup):
     def __init__(self, prefix: str, motor: Motor) -> None:
         super().__init__(prefix)
         self._motor = motor
-        for pv, put in (
-            (self.stall, self._on_stall), (self.lost_steps, self._on_lost_steps),
-            (self.limit_switch, self._on_limit_switch),
-        ):  # fmt: skip
-            pv.putter = put
+        _attach(self.stall, self._on_stall)
+        _attach(self.lost_steps, self._on_lost_steps)
+        _attach(self.limit_switch, self._on_limit_switch)
 
     async def _on_stall(self, pv: Any, value: str) -> None:
         await self._motor.stall(value == "On")
@@ -133,16 +135,15 @@ class BeamlineFaults(PVGroup):
         self._camera_pid = camera_pid
         self._slowing: asyncio.Task[None] | None = None
         faults.on_drop = lambda left: self.drop_frames.write(left, verify_value=False)
-        for pv, name in (
-            (self.disk_full, "disk_full"), (self.shutter_stuck, "shutter_stuck"), (self.beam_dump, "beam_dumped"),
-        ):  # fmt: skip
-            pv.putter = self._setting(name)
-        for pv, put in (
-            (self.detector_error, self._on_detector_error), (self.detector_crash, self._on_detector_crash),
-            (self.drop_frames, self._on_drop_frames), (self.late, self._on_late), (self.slow, self._on_slow),
-            (self.die, self._on_die),
-        ):  # fmt: skip
-            pv.putter = put
+        _attach(self.disk_full, self._setting("disk_full"))
+        _attach(self.shutter_stuck, self._setting("shutter_stuck"))
+        _attach(self.beam_dump, self._setting("beam_dumped"))
+        _attach(self.detector_error, self._on_detector_error)
+        _attach(self.detector_crash, self._on_detector_crash)
+        _attach(self.drop_frames, self._on_drop_frames)
+        _attach(self.late, self._on_late)
+        _attach(self.slow, self._on_slow)
+        _attach(self.die, self._on_die)
 
     def _setting(self, name: str):
         async def put(pv: Any, value: str) -> None:

@@ -96,8 +96,8 @@ class Motor(PVGroup):
         record: Any = self.setpoint
         record.putter = self._on_val
         for name in (
-            "DVAL", "RVAL", "RLV", "TWF", "TWR", "HOMF", "HOMR", "JOGF", "JOGR", "STOP", "SPMG", "VELO", "JVEL",
-            "ACCL", "RDBD", "OFF", "DIR", "HLM", "LLM", "DHLM", "DLLM", "EGU", "PREC",
+            "DVAL", "RVAL", "RLV", "TWF", "TWR", "HOMF", "HOMR", "JOGF", "JOGR", "STOP", "SPMG", "VELO",
+            "JVEL", "ACCL", "RDBD", "OFF", "DIR", "HLM", "LLM", "DHLM", "DLLM", "EGU", "PREC",
         ):  # fmt: skip
             self._field(name).putter = getattr(self, f"_on_{name.lower()}")
 
@@ -195,7 +195,8 @@ class Motor(PVGroup):
         alarm: dict[str, Any] = {"status": AlarmStatus.NO_ALARM, "severity": AlarmSeverity.NO_ALARM}
         if self._stalled:
             alarm = {"status": AlarmStatus.STATE, "severity": AlarmSeverity.MAJOR_ALARM}
-        for field in (self.setpoint, self._field("RBV")):
+        setpoint: Any = self.setpoint
+        for field in (setpoint, self._field("RBV")):
             if field.alarm.severity != alarm["severity"]:
                 await field.write(field.value, verify_value=False, **alarm)
 
@@ -285,7 +286,7 @@ class Motor(PVGroup):
             watcher()
 
     def _reachable(self, here: float, target: float) -> float:
-        """Where a motion towards `target` ends: short of it with lost steps, at a switch, or where it began."""
+        """Where a motion towards `target` ends: short of it with lost steps, at a switch, or here."""
         if self._stalled:
             return here
         low, high = self._switches
@@ -419,7 +420,7 @@ class Motor(PVGroup):
                 await self._publish_target(self._to_dial(held))
         elif self._motion is None and self._to_dial(held) != self._rest:
             await self.move(self._to_dial(held))
-        return mode
+        return self._field("SPMG").value  # Move has become Pause
 
     async def _on_velo(self, field: Any, velocity: float) -> float:
         """Up to VMAX; what is not positive changes nothing."""

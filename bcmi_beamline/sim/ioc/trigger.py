@@ -20,9 +20,9 @@ SHORTEST_PULSE_S = 1e-5
 class TriggerSource(PVGroup):
     """``Sim:ExternalTrigger``: written, it gives a pulse; with ``:Arm`` it compares a motor's position.
 
-    An armed source gives a pulse whenever the dial of the motor whose record is named in ``:Motor`` passes one
-    of ``:Count`` positions, ``:Step`` apart from ``:Start`` on, in that order. A pulse that finds the detector
-    busy or not armed for external triggers is missed, as by a real one.
+    An armed source gives a pulse whenever the dial of the motor whose record is named in ``:Motor`` passes
+    one of ``:Count`` positions, ``:Step`` apart from ``:Start`` on, in that order. A pulse that finds the
+    detector busy, or not armed for external triggers, is missed, as by a real one.
 
     Parameters
     ----------
@@ -64,7 +64,8 @@ class TriggerSource(PVGroup):
         self._activity: Activity | None = None
         self.button.putter = self._on_button
         self.width.putter = self._on_width
-        self.motor.putter = self._on_motor
+        name: Any = self.motor
+        name.putter = self._on_motor
         self.count.putter = self._on_count
         self.arm.putter = self._on_arm
 
