@@ -306,3 +306,14 @@ def test_window_that_leaves_the_detector_is_refused():
     plan = settings.plan.model_copy(update={"window": 900})
     with pytest.raises(ValueError, match=r"plan.window = 900 .* leaves the detector"):
         simulate_rocking(BEAMLINE, settings.model_copy(update={"plan": plan}))
+
+
+def test_phase_ramps_stand_for_a_moved_crystal(monkeypatch):
+    """The way to the modulator is worked out on a grid of places; in between ramps must do the same."""
+    twin = Twin(BEAMLINE, preset())
+    pose = twin.aligned_pose() | {"sample_x": 0.21, "sample_y": -0.17}
+    unmoved, on_grid = (twin._rate(p, (0.0, 0.0), 0.0) for p in (twin.aligned_pose(), pose))
+    monkeypatch.setattr("bcmi_beamline.sim.twin._PLACE_STEP", 1e-12)
+    exact = Twin(BEAMLINE, preset())._rate(pose, (0.0, 0.0), 0.0)
+    np.testing.assert_allclose(on_grid, exact, atol=5e-4 * exact.max())
+    assert np.abs(unmoved - exact).max() > 0.1 * exact.max()
