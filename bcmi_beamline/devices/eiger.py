@@ -528,6 +528,11 @@ class Eiger(Device):
         """Frames on disk since it was staged."""
         return self._frames
 
+    @property
+    def untold(self) -> int:
+        """Documents of frames on disk that nobody has collected yet."""
+        return len(self._documents)
+
     def collect_asset_docs(self, index: int | None = None) -> Iterator[tuple[str, dict]]:
         """Documents of frames on disk that have not been told yet; indices count within a file.
 

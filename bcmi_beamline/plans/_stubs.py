@@ -46,3 +46,34 @@ def take_point(devices: Devices, *readables: Any) -> MsgGenerator[dict[str, floa
         values.update({key: item["value"] for key, item in (reading or {}).items()})
     yield Msg("save")
     return values
+
+
+def take_series(devices: Devices, meanwhile: MsgGenerator[Any] | None = None) -> MsgGenerator[int]:
+    """Fly: the frames of one arming in mode "burst" or "external", told as they come to the stream "primary".
+
+    Parameters
+    ----------
+    devices : Devices
+        Detector prepared and staged, a run open.
+    meanwhile : generator, optional
+        What moves while the frames are taken.
+
+    Returns
+    -------
+    int
+        Frames told.
+    """
+    eiger = devices.eiger
+    yield Msg("declare_stream", None, eiger, name="primary", collect=True)
+    yield Msg("kickoff", eiger, group="kickoff")
+    yield Msg("wait", None, group="kickoff", timeout=None)
+    if meanwhile is not None:
+        yield from meanwhile
+    done = yield Msg("complete", eiger, group="flight")
+    while done is not None and not done.done:
+        yield Msg("collect", eiger, name="primary", return_payload=False)
+        yield Msg("sleep", None, 0.1)
+    yield Msg("wait", None, group="flight", timeout=None)
+    while eiger.untold:
+        yield Msg("collect", eiger, name="primary", return_payload=False)
+    return eiger.get_index()
