@@ -418,6 +418,8 @@ class Twin:
         bad = [name for name, value in complete.items() if not math.isfinite(value)]
         if bad:
             raise ValueError(f"the reading of {', '.join(bad)} is not a finite number")
+        if complete.get("energy", 1.0) <= 0:
+            raise ValueError(f"energy must be above 0 keV, not {complete['energy']:g}")
         return complete
 
     def _true_pose(self, pose: Mapping[str, float], time_s: float) -> dict[str, float]:

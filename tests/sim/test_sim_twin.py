@@ -264,6 +264,8 @@ def test_wrong_axis_is_named():
         twin.frame({"theta": 1.0}, 1.0)
     with pytest.raises(ValueError, match="reading of x is not"):
         twin.frame({"x": float("nan")}, 1.0)
+    with pytest.raises(ValueError, match="energy must be above 0 keV, not -1"):
+        twin.frame({"energy": -1.0}, 1.0)
 
 
 def test_rocking_scan_is_cropped_about_the_beam():
