@@ -52,7 +52,7 @@ UNITS: dict[str, dict[str, float]] = {
 """Factor to m, deg and J of each spelling of a unit."""
 
 _MAX_LINKS = 16
-_BOMB_BYTES = 2**30
+_BOMB_BYTES = 2**28
 _BOMB_RATIO = 300
 """LZ4 shrinks nothing by more than 255; what declares more than that holds no measurement."""
 
@@ -192,9 +192,9 @@ class Reader:
         return isinstance(node, h5py.Group) and node.get(last, getlink=True) is not None
 
     def dataset(self, *names: str, whole: bool = True) -> h5py.Dataset:
-        """Return the first of `names` that exists: numbers, stored in this folder.
+        """Return the first of `names` that exists: numbers, stored in this folder, no decompression bomb.
 
-        They fit into memory and are no decompression bomb where they are to be read `whole`.
+        They fit into memory where they are to be read `whole`.
         """
         node, name = self.find(*names), names[0]
         if node is None:
@@ -206,28 +206,31 @@ class Reader:
         with self.guard(name):
             for external in node.external or []:
                 self._raw_neighbour(external[0], name)
-            for source in node.virtual_sources() if node.is_virtual else []:
-                if source.file_name != ".":
-                    self._walk(self._neighbour(source.file_name, name), source.dset_name, name, 1)
+            sources = [node]
+            if node.is_virtual:
+                sources = [self._source(node, source, name) for source in node.virtual_sources()]
             size = node.size * node.dtype.itemsize
+            stored = sum(source.id.get_storage_size() for source in sources)
             unknown = _unknown_filters(node)
         if unknown:
             raise self.fail(
                 name, f"is compressed with the unknown HDF5 filter {unknown}", "install its plugin"
             )
-        if whole:
-            self._check_size(node, name, size)
+        mend = "crop or split it, or repair its shape"
+        if whole and size > physical_memory():
+            raise self.fail(name, f"declares {size / 1e9:.3g} GB, more than this machine's memory", mend)
+        if size > _BOMB_BYTES and size > _BOMB_RATIO * stored:
+            wrong = f"declares {size / 1e9:.3g} GB but stores {stored / 1e6:.3g} MB"
+            raise self.fail(name, wrong, mend)
         return node
 
-    def _check_size(self, node: h5py.Dataset, name: str, size: int) -> None:
-        mend = "crop or split it, or repair its shape"
-        if size > physical_memory():
-            raise self.fail(name, f"declares {size / 1e9:.3g} GB, more than this machine's memory", mend)
-        if size > _BOMB_BYTES and not node.is_virtual:
-            stored = node.id.get_storage_size()
-            if size > _BOMB_RATIO * stored:
-                wrong = f"declares {size / 1e9:.3g} GB but stores {stored / 1e6:.3g} MB"
-                raise self.fail(name, wrong, mend)
+    def _source(self, node: h5py.Dataset, source: Any, name: str) -> h5py.Dataset:
+        """A dataset that a virtual one shows part of."""
+        file = node.file if source.file_name == "." else self._neighbour(source.file_name, name)
+        found = self._walk(file, source.dset_name, name, 1)
+        if not isinstance(found, h5py.Dataset) or found.is_virtual:
+            raise self.fail(name, f"shows {source.dset_name}, which holds no numbers", "restore that file")
+        return found
 
     def _raw_neighbour(self, name: str, where: str) -> None:
         target = (self.path.resolve().parent / name).resolve()
