@@ -310,11 +310,10 @@ def queue_clear(directory: DirectoryOption = Path("bcmi-data")) -> None:
 
 @queue_app.command("recover")
 def queue_recover(directory: DirectoryOption = Path("bcmi-data")) -> None:
-    """Replace a worker that died or hangs: the queue is kept, a new session opened."""
+    """Replace a worker that died or hangs, close the shutter and disarm; the queue is kept."""
     with _client(directory) as client:
         client.recover()
-        client.open()
-    print("worker: session open")
+    print("worker: session open; shutter closed, motors stopped, detector disarmed")
 
 
 @queue_app.command("results")

@@ -431,6 +431,8 @@ def bind_plans(
 ) -> dict[str, Callable[..., Generator]]:
     """Every plan of the package with `devices` filled in, as one types it at the prompt.
 
+    The queue server learns the bounds of their parameters from them and refuses what lies outside.
+
     Parameters
     ----------
     devices : Devices
@@ -438,6 +440,11 @@ def bind_plans(
         A RunEngine's. What a plan has found goes under its name into ``results`` there, and with that into
         the start document of every later run.
     """
+    from bluesky_queueserver import parameter_annotation_decorator
+
+    from bcmi_beamline.plans.bounds import parameter_bounds
+
+    bounds = parameter_bounds(devices.beamline)
 
     def bind(plan: Callable[..., Generator]) -> Callable[..., Generator]:
         @functools.wraps(plan)
@@ -450,6 +457,8 @@ def bind_plans(
         signature = inspect.signature(plan)
         without = [p for name, p in signature.parameters.items() if name != "devices"]
         bound.__signature__ = signature.replace(parameters=without)  # pyright: ignore[reportAttributeAccessIssue]
-        return bound
+        limited = {p.name: bounds[p.name] for p in without if p.name in bounds}
+        ranges = {name: {"min": low, "max": high} for name, (low, high) in limited.items()}
+        return parameter_annotation_decorator({"parameters": ranges})(bound)
 
     return {name: bind(plan) for name, plan in list_plans().items()}

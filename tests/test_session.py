@@ -3,11 +3,14 @@
 import inspect
 import json
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from bcmi_beamline.config import ConfigError
+from bcmi_beamline.config import ConfigError, load_beamline
+from bcmi_beamline.plans import dry_run
+from bcmi_beamline.plans.bounds import parameter_bounds
 from bcmi_beamline.session import RunProgress, StoredMetadata, bind_plans, list_plans, result_numbers
 
 
@@ -48,11 +51,30 @@ def test_progress_counts_the_primary_stream_only():
 def test_bound_plans_lose_devices_and_keep_the_rest():
     plans = list_plans()
     assert {"align_modulator", "calibrate_modulator", "rocking_scan", "bcmi_experiment"} <= set(plans)
-    bound = bind_plans(object())
+    bound = bind_plans(SimpleNamespace(beamline=load_beamline()))
     for name, plan in plans.items():
         names = list(inspect.signature(bound[name]).parameters)
         assert names == list(inspect.signature(plan).parameters)[1:]
         assert inspect.isgeneratorfunction(bound[name])
+
+
+BOUNDED = [
+    (name, parameter)
+    for name, plan in list_plans().items()
+    for parameter in inspect.signature(plan).parameters
+    if parameter in parameter_bounds(load_beamline())
+]
+
+
+@pytest.mark.parametrize(("name", "parameter"), BOUNDED)
+@pytest.mark.parametrize("end", [0, 1])
+def test_what_the_queue_refuses_the_plan_refuses_too(name, parameter, end):
+    beamline = load_beamline()
+    low, high = parameter_bounds(beamline)[parameter]
+    beyond = (low - 1, high + 1)[end]
+    found = dry_run(list_plans()[name], beamline, **{parameter: beyond})
+    assert found.problems, f"{name} takes {parameter}={beyond}"
+    assert found.frames == 0
 
 
 @dataclass

@@ -34,7 +34,7 @@ from bcmi_beamline.plans.fits import (
     fit_slab,
 )
 from bcmi_beamline.plans.modulator import ModulatorError, insert_modulator, retract_modulator
-from bcmi_beamline.plans.preprocessors import safe_state_wrapper, scan_metadata
+from bcmi_beamline.plans.preprocessors import make_safe, safe_state_wrapper, scan_metadata
 from bcmi_beamline.plans.rocking import RockingResult, StaleCalibration, rocking_scan
 from bcmi_beamline.plans.trajectories import PathReport, report_path, rocking_angles, spiral
 
@@ -77,6 +77,7 @@ __all__ = [
     "fit_sharpness",
     "fit_slab",
     "insert_modulator",
+    "make_safe",
     "report_path",
     "retract_modulator",
     "rocking_angles",

@@ -11,6 +11,7 @@ from bluesky.utils import MsgGenerator
 from bcmi_beamline.config import Beamline
 from bcmi_beamline.devices import Devices, EigerPlan
 from bcmi_beamline.devices.pose_math import AXES
+from bcmi_beamline.plans.bounds import EXPOSURE_S, window_bounds
 from bcmi_beamline.plans.modulator import as_it_stands, distance_m, read_pose, retract_modulator
 
 ScanKind = Literal["rocking", "ptychography", "alignment", "bragg_peak"]
@@ -31,13 +32,10 @@ def safe_state_wrapper(plan: MsgGenerator, devices: Devices, retract: bool = Fal
         On failure also take the modulator out. Off by default: after an interruption the modulator is
         where the operator left it, calibrated.
     """
-    nano, sample = devices.nanogoniometer, devices.sample_stage
-    movers: list[Any] = [getattr(nano, axis) for axis in AXES]
-    movers += [devices.diffractometer.rock, sample.x, sample.y, sample.z]
 
     def stop(_error: Exception) -> MsgGenerator[None]:
         yield from bps.mv(devices.shutter, 0)
-        for motor in movers:
+        for motor in _movers(devices):
             yield from bps.stop(motor)
         if retract:
             yield from retract_modulator(devices)
@@ -46,6 +44,33 @@ def safe_state_wrapper(plan: MsgGenerator, devices: Devices, retract: bool = Fal
         yield from bps.mv(devices.shutter, 0)
 
     return (yield from bpp.contingency_wrapper(plan, except_plan=stop, final_plan=close))
+
+
+def make_safe(devices: Devices, retract: bool = False) -> MsgGenerator[None]:
+    """Close the shutter, stop every motor and disarm the detector, whatever was going on.
+
+    For after a process that was killed in the middle of a plan: it could not clean up behind itself.
+
+    Parameters
+    ----------
+    devices : Devices
+        The beamline.
+    retract : bool
+        Take the modulator out as well.
+    """
+    yield from bps.mv(devices.shutter, 0)
+    stoppable: list[Any] = [*_movers(devices), devices.eiger]
+    for device in stoppable:
+        yield from bps.stop(device)
+    if retract:
+        yield from retract_modulator(devices)
+
+
+def _movers(devices: Devices) -> list[Any]:
+    """The motors that plans move, those of the modulator first."""
+    nano, sample = devices.nanogoniometer, devices.sample_stage
+    motors = [getattr(nano, axis) for axis in AXES]
+    return [*motors, devices.diffractometer.rock, sample.x, sample.y, sample.z]
 
 
 def scan_metadata(
@@ -100,18 +125,16 @@ def check_window(beamline: Beamline, window: int) -> None:
     ValueError
         With the largest one that does.
     """
-    eiger = beamline.eiger
-    largest = 2 * min(
-        eiger.beam_row, eiger.beam_column, eiger.rows - eiger.beam_row, eiger.columns - eiger.beam_column
-    )
-    if not 16 <= window <= largest:
-        raise ValueError(f"window: {window} pixels around the beam; choose 16 to {largest}")
+    smallest, largest = window_bounds(beamline)
+    if not smallest <= window <= largest:
+        raise ValueError(f"window: {window} pixels around the beam; choose {smallest} to {largest}")
 
 
 def check_exposure(exposure_s: float) -> None:
     """Refuse an exposure that the detector cannot do or nobody means."""
-    if not 1e-3 <= exposure_s <= 3600:
-        raise ValueError(f"exposure_s: {exposure_s} s; choose 0.001 to 3600")
+    shortest, longest = EXPOSURE_S
+    if not shortest <= exposure_s <= longest:
+        raise ValueError(f"exposure_s: {exposure_s} s; choose {shortest:g} to {longest:g}")
 
 
 def check_target(name: str, value: float, low: float, high: float) -> None:

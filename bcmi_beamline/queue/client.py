@@ -133,10 +133,22 @@ class QueueClient:
                 self._api.wait_for_idle(timeout=timeout_s)
 
     def recover(self) -> None:
-        """Forget a worker that has died or hangs; the queue is kept, the broken-off plan back in it."""
+        """Replace a worker that has died or hangs, and make the hardware safe.
+
+        The shutter is closed, motors stopped, the detector disarmed. The queue is kept, with the plan that was
+        broken off at its front.
+        """
         with self._explained():
-            self._api.environment_destroy()
+            if self.status()["worker_environment_exists"]:
+                self._api.environment_destroy()
+                self._api.wait_for_idle(timeout=STOP_TIMEOUT_S)
+        self.open()
+        with self._explained():
+            self._api.item_execute({"item_type": "plan", "name": "make_safe"})
             self._api.wait_for_idle(timeout=STOP_TIMEOUT_S)
+        result = self.history()[-1]["result"]
+        if result["exit_status"] != "completed":
+            raise QueueError(f"the hardware could not be made safe: {_first_line(result['msg'])}")
 
     def shut_down(self) -> None:
         """Abort what runs and close the worker's session."""
@@ -209,7 +221,7 @@ def _pause(seconds: float) -> Iterator[str]:
     return iter(())
 
 
-def _first_line(error: BaseException) -> str:
+def _first_line(error: object) -> str:
     text = str(error).removeprefix("Request failed: ")
     return " ".join(text.split())
 

@@ -1,0 +1,19 @@
+"""What is left behind is made safe in the right order: light off first, then motion, then the detector."""
+
+from bluesky.simulators import RunEngineSimulator
+
+from bcmi_beamline.config import load_beamline
+from bcmi_beamline.plans import make_safe
+from bcmi_beamline.plans.dry_run import stand_in_devices
+
+
+def test_the_shutter_closes_before_anything_is_stopped():
+    devices = stand_in_devices(load_beamline())
+    messages = RunEngineSimulator().simulate_plan(make_safe(devices))
+    first = next(message for message in messages if message.command in ("set", "stop"))
+    assert (first.obj, first.args[0]) == (devices.shutter, 0)
+    stopped = [message.obj.name for message in messages if message.command == "stop"]
+    assert stopped[-1] == "eiger"
+    assert {f"nanogoniometer_{axis}" for axis in ("x", "y", "z", "mchi", "mphi")} <= set(stopped)
+    assert "diffractometer_phi" in stopped
+    assert not any(message.command == "set" and message.obj is not devices.shutter for message in messages)
