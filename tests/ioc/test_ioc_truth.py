@@ -25,7 +25,6 @@ FIELDS = (
     "DLLM",
     "VELO",
     "VMAX",
-    "RDBD",
     "MRES",
     "TWV",
 )

@@ -10,13 +10,16 @@ import hdf5plugin  # noqa: F401
 import numpy as np
 import pytest
 from hypothesis import given
+from hypothesis import settings as settings_of_hypothesis
 from hypothesis import strategies as st
 
 from bcmi_beamline.config import load_beamline
 from bcmi_beamline.geometry import rotation_matrix
+from bcmi_beamline.sim.ioc.beamline import NANO_AXES
 from bcmi_beamline.sim.ioc.clock import Activity, Clock
-from bcmi_beamline.sim.ioc.interlock import clearance
+from bcmi_beamline.sim.ioc.interlock import Interlock, clearance
 from bcmi_beamline.sim.ioc.motion import Motion
+from bcmi_beamline.sim.ioc.motor import Motor
 from bcmi_beamline.sim.ioc.series import Series, SeriesSettings
 
 finite = st.floats(-1e4, 1e4)
@@ -154,6 +157,69 @@ def test_no_point_of_the_membrane_is_nearer_than_the_clearance(z, mchi, mphi, sp
     assert np.linalg.norm(point - crystal) >= abs(least) * (1 - 1e-9)
     foot = crystal + turn[:, 2] * least  # where the plane of the membrane is nearest
     assert (turn.T @ (foot - pivot) + pivot)[2] == pytest.approx(z, abs=1e-6)
+
+
+MOVES = {
+    "z": st.floats(700, 12000), "mchi": st.floats(-8, 8), "mphi": st.floats(-8, 8)
+}  # fmt: skip
+
+
+FIELDS = [
+    *("", "", "", "DVAL", "RLV", "TWF", "JOGF", "JOGR", "STOP"),
+    *("HOMF", "OFF", "DIR", "SET", "DLLM", "DHLM", "SPMG", "VELO"),
+]
+
+
+@st.composite
+def puts(draw) -> tuple[str, str, object]:
+    """What a client may write to one of the axes that come near the crystal."""
+    axis = draw(st.sampled_from(sorted(MOVES)))
+    field = draw(st.sampled_from(FIELDS))
+    if field in ("", "DVAL", "OFF", "DLLM", "DHLM"):
+        return axis, field, draw(MOVES[axis])
+    words = {"DIR": ["Pos", "Neg"], "SET": ["Use", "Set"], "SPMG": ["Go", "Pause", "Stop"]}
+    if field in words:
+        return axis, field, draw(st.sampled_from(words[field]))
+    if field in ("RLV", "VELO"):
+        return axis, field, draw(st.floats(-3000, 3000))
+    return axis, field, draw(st.sampled_from([0, 1]))
+
+
+@settings_of_hypothesis(max_examples=25, deadline=None)
+@given(sequence=st.lists(st.tuples(puts(), st.integers(0, 6)), min_size=5, max_size=25))
+def test_whatever_is_put_the_modulator_stays_out_of_reach(sequence):
+    """Moves overlap, are overtaken, tweaked, jogged and renamed; the stage itself is looked at."""
+    config = load_beamline().nanogoniometer
+
+    async def run() -> float:
+        clock = Clock(1e-3)
+        park = config.positions["park"]
+        motors = {name: Motor(name, getattr(config, name), clock, park[name]) for name in NANO_AXES}
+        for motor in motors.values():
+            await motor.initialise()
+        Interlock("", config, motors)
+        nearest, tasks = np.inf, []
+
+        def look() -> None:
+            nonlocal nearest
+            here = {name: motors[name].dial for name in MOVES}
+            gap = clearance(config, here["z"], np.array(here["mchi"]), np.array(here["mphi"]))
+            nearest = min(nearest, float(gap))
+
+        for (axis, field, value), ticks in sequence:
+            record = motors[axis].setpoint
+            pv = record.get_field(field) if field else record
+            tasks.append(asyncio.create_task(pv.write(value)))
+            for _ in range(ticks):
+                await asyncio.sleep(0.0005)
+                look()
+        for motor in motors.values():
+            await motor.stop()
+        look()
+        await asyncio.gather(*tasks)
+        return nearest
+
+    assert asyncio.run(run()) >= config.stand_off_um - 1e-6
 
 
 # -- files ----------------------------------------------------------------------------------------
