@@ -190,6 +190,7 @@ class Twin:
         self._window_pixels = 128 * -(-(preset.plan.window + 64) // 128)
         self._plane_cache: tuple[tuple, _Plane] | None = None
 
+        self._image = self.crystal.image()
         self._amplitude = np.float32(1)
         light = self._light(self._nominal)
         self._lit_by, self._scatterer = light.sections, self._light_up(light.sections)
@@ -313,8 +314,7 @@ class Twin:
         voxel_size : tuple of float
             m.
         """
-        image = self.crystal.image() * self._illumination(self._light(self._nominal).sections)
-        return image.astype(np.complex64), self.crystal.voxel_size
+        return self._image * self._illumination(self._light(self._nominal).sections), self.crystal.voxel_size
 
     def truth_modulator(self, pixel_size: float, shape: tuple[int, int]) -> np.ndarray:
         """Transmission of the perpendicular modulator, band-limited to `pixel_size`.
@@ -622,7 +622,7 @@ class Twin:
     def _light_up(self, sections: tuple[Section, Section]) -> np.ndarray:
         focus = self._light(self._nominal).sections
         narrowing = np.sqrt(np.prod([a.waist / b.waist for a, b in zip(focus, sections, strict=True)]))
-        return self.crystal.image() * self._illumination(sections) * (self._amplitude * np.float32(narrowing))
+        return self._image * (self._illumination(sections) * (self._amplitude * np.float32(narrowing)))
 
     def _illumination(self, sections: tuple[Section, Section]) -> np.ndarray:
         """Amplitude of the centred beam on the crystal, 1 on its axis; broadcasts to (Nz, Ny, Nx)."""
