@@ -219,6 +219,19 @@ def test_bad_input_gets_one_line_and_status_two(arguments, complaint):
     assert complaint in done.stderr
 
 
+def test_an_experiment_that_cannot_be_simulated_gets_one_line_too(tmp_path):
+    from bcmi_beamline.config import load_preset
+
+    preset = load_preset("small")
+    crystal = preset.sim.crystal.model_copy(update={"array": tmp_path / "crystal.npy"})
+    preset = preset.model_copy(update={"sim": preset.sim.model_copy(update={"crystal": crystal})})
+    (tmp_path / "preset.json").write_text(preset.model_dump_json())
+    done = ioc("--preset", str(tmp_path / "preset.json"), "--data-dir", str(tmp_path))
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "crystal.npy" in done.stderr
+
+
 def test_it_lists_its_process_variables_under_the_prefix_asked_for(tmp_path):
     done = ioc("--list-pvs", "--prefix", "TEST:", "--data-dir", str(tmp_path))
     assert done.returncode == 0, done.stderr

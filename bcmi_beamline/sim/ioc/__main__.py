@@ -99,9 +99,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         asyncio.run(_run(ioc, options.parent))
-    except (RuntimeError, OSError) as error:
+    except KeyboardInterrupt:  # before it served
+        return 130
+    except (ValueError, RuntimeError, OSError) as error:
         print(f"bcmi ioc: {error}", file=sys.stderr)
-        return 1
+        return 2
     return 0
 
 

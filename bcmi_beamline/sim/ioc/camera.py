@@ -71,8 +71,10 @@ class Camera:
 
         Raises
         ------
+        ValueError
+            In one line: why the experiment cannot be simulated.
         CameraLost
-            When it ends before that.
+            When it ends before it is ready.
         """
         if self._process is None:
             self.launch()
@@ -114,8 +116,7 @@ class Camera:
             return
         assert self._ready is not None
         if not self._ready.done():
-            self.nominal_pose = message
-            self._ready.set_result(None)
+            self._greet(self._ready, message)
             return
         number, error, value = message
         answer = self._pending.pop(number)
@@ -125,6 +126,14 @@ class Camera:
             answer.set_exception(error)
         else:
             answer.set_result(value)
+
+    def _greet(self, ready: asyncio.Future[None], message: Any) -> None:
+        if isinstance(message, ValueError):
+            self._disconnect()
+            ready.set_exception(message)
+        else:
+            self.nominal_pose = message
+            ready.set_result(None)
 
     def _lose(self) -> None:
         """Take leave of a process that has died, tell everybody, and start another if it had ever run."""

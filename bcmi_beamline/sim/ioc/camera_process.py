@@ -23,7 +23,7 @@ from bcmi_beamline.config import Beamline, Preset
 from bcmi_beamline.sim.ioc.series import Series, SeriesSettings, Stored
 from bcmi_beamline.sim.twin import Twin
 
-NICENESS = 5
+NICENESS = 2
 """Channel Access, in the other process, goes first."""
 
 SWITCH_INTERVAL_S = 0.001
@@ -147,14 +147,18 @@ def serve(connection: Connection, maker: FrameMaker) -> None:
 
 
 def main(descriptor: int) -> None:
-    """Say hello with the nominal pose, then serve."""
+    """Say hello with the nominal pose, or why the experiment cannot be simulated; then serve."""
     for number in (signal.SIGINT, signal.SIGTERM):  # the other process decides when it is over
         signal.signal(number, signal.SIG_IGN)
     os.nice(NICENESS)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     connection = Connection(descriptor)
     beamline, preset = connection.recv()
-    twin = Twin(Beamline.model_validate_json(beamline), Preset.model_validate_json(preset))
+    try:
+        twin = Twin(Beamline.model_validate_json(beamline), Preset.model_validate_json(preset))
+    except (ValueError, OSError) as error:
+        connection.send(ValueError(" ".join(str(error).split())))
+        return
     connection.send(twin.nominal_pose())
     serve(connection, FrameMaker(twin))
 
