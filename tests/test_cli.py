@@ -40,6 +40,8 @@ def bcmi(monkeypatch, capsys):
         "export",
         "report",
         "monitor",
+        "replay",
+        "serve",
     ],
 )
 def test_every_command_explains_itself(bcmi, command):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tracemalloc
 from dataclasses import replace
 
 import h5py
@@ -284,3 +285,49 @@ def test_files_are_told_apart(tmp_path):
     assert_same(ours, data.load(tmp_path / "a.h5"))
     shutil.copy(tmp_path / "a.h5", tmp_path / "b.nxs")
     assert_same(ours, data.load(tmp_path / "b.nxs"))
+
+
+class Endless:
+    """Frames that are made when sliced."""
+
+    dtype, ndim = np.dtype(np.float32), 3
+
+    def __init__(self, *shape):
+        self.shape = shape
+
+    def __len__(self):
+        return self.shape[0]
+
+    def __getitem__(self, key):
+        return np.ones((len(range(*key.indices(len(self)))), *self.shape[1:]), np.float32)
+
+
+@pytest.mark.parametrize("write", [data.write_cxi, data.write_nexus, data.write_id01])
+def test_export_takes_no_more_memory_than_a_few_blocks(tmp_path, monkeypatch, write):
+    monkeypatch.setattr("bcmi_beamline.data._clean.BLOCK_BYTES", 2**20)
+    ours = ptychography(j=256, n=256)
+    ours = replace(ours, frames=np.zeros((256, 1, 1)), mask=np.zeros((1, 1), bool))
+    ours.frames, ours.mask = Endless(256, 256, 256), np.zeros((256, 256), bool)  # 67 MB
+    tracemalloc.start()
+    write(tmp_path / "a.h5", ours)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 8 * 2**20
+    with h5py.File(tmp_path / "a.h5") as file:
+        sizes = []
+        file.visititems(lambda _, item: sizes.append(item.size) if isinstance(item, h5py.Dataset) else None)
+    assert max(sizes) == 256**3
+
+
+def test_a_summary_says_what_was_measured():
+    ours = scan(run_uid="3f2a9c11-77", exit_status="success")
+    ours.frames[3, 4, 5] = ours.count_cutoff
+    text = data.summary(ours)
+    for part in (
+        "9 frames of 32 x 30, modulator in", "Pt (run 3f2a9c11, success)", "9000.0 eV, detector at 5.350 m",
+        "two theta 35.404 deg", "-0.2500 to +0.2500 deg in steps of 0.0625", "1 of 960 pixels (0.1 %)",
+        "1 counts at the cutoff", "monitor       varies by", "calibration   run u",
+    ):  # fmt: skip
+        assert part in text
+    assert max(map(len, text.splitlines())) < 110
+    assert "4 frames of 8 x 8" in data.summary(ptychography())

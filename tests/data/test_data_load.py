@@ -1,6 +1,7 @@
 """From runs in a real catalogue to scans: windows, masks, angles, positions, saturation; export."""
 
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -174,6 +175,43 @@ def test_export_reads_only_a_block_at_a_time(catalog, tmp_path, monkeypatch):
     assert max(most) == 1
 
 
+@pytest.fixture(scope="module")
+def stored(catalog, tmp_path_factory):
+    """One good rocking run of two points."""
+    folder = tmp_path_factory.mktemp("stored")
+    return catalog.run(store(catalog, folder, poisson((2, *SHAPE)), rocking_values(2), ROCKING))
+
+
+class Edited:
+    """A stored run with another start document and other readings."""
+
+    def __init__(self, run, start, values):
+        self._run, self._values = run, values
+        uid = run.metadata["start"]["uid"]
+        self.metadata = {**run.metadata, "start": {**start, "uid": uid}} if start else run.metadata
+
+    def __contains__(self, name):
+        return name in self._run
+
+    def __getitem__(self, name):
+        return _EditedStream(self._run[name], self._values)
+
+
+class _EditedStream:
+    def __init__(self, stream, values):
+        self._stream, self._values = stream, values
+
+    def __iter__(self):
+        return iter(self._stream)
+
+    def __getitem__(self, key):
+        return self._stream[key]
+
+    def read(self, keys):
+        found = {key: self._stream.read([key])[key] for key in keys}
+        return found | {k: SimpleNamespace(values=v) for k, v in self._values.items() if k in keys}
+
+
 def without(start, *keys):
     return {key: value for key, value in start.items() if key not in keys}
 
@@ -197,11 +235,11 @@ def without(start, *keys):
         ),
     ],
 )
-def test_what_a_run_lacks_is_one_clear_line(catalog, tmp_path, start, values, what):
-    uid = store(catalog, tmp_path, poisson((2, *SHAPE)), rocking_values(2) | values, start)
+def test_what_a_run_lacks_is_one_clear_line(stored, start, values, what):
+    run = Edited(stored, start, values)
     with pytest.raises(data.FileError) as caught:
-        data.load(uid, catalog)
-    assert str(caught.value).startswith(f"run {uid[:8]}: ")
+        data.load(run)
+    assert str(caught.value).startswith(f"run {stored.metadata['start']['uid'][:8]}: ")
     assert what in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -236,8 +274,8 @@ def test_other_sources_are_one_clear_line(catalog, tmp_path):
         data.load(42)
     with pytest.raises(data.FileError, match="does not exist"):
         data.load("none.cxi")
-    with pytest.raises(ValueError, match="no export format 'nexus'; available: cxi"):
-        data.export(catalog, tmp_path / "a.nxs", format="nexus")
+    with pytest.raises(ValueError, match="no export format 'edf'; available: cxi, nexus, id01"):
+        data.export(catalog, tmp_path / "a.edf", format="edf")
 
 
 # -- bad pixels -------------------------------------------------------------------------------------
