@@ -28,6 +28,8 @@ FRAME_OVERHEAD_S = 0.03
 """Trigger, file and document of one frame, beside its exposure."""
 MOVE_OVERHEAD_S = 0.02
 """A move, beside its way at full speed."""
+ANOTHER_CRYSTAL_UM = 5.0
+"""A step of the sample stage longer than this goes to another crystal, which is there."""
 COMPRESSED = 0.03
 """Share of its raw size that a peaked frame takes on disk (bitshuffle-LZ4)."""
 
@@ -168,6 +170,7 @@ class Rehearsal:
         self.problems: list[str] = []
         self._held: tuple[float, dict[str, float]] | None = None
         self._home: dict[str, float] | None = None
+        self._crystal = {"sample_stage_x": 0.0, "sample_stage_y": 0.0}
 
     # -- time -------------------------------------------------------------------------------------
     def spend(self, seconds: float) -> None:
@@ -204,6 +207,8 @@ class Rehearsal:
         else:
             self.guard(name, target, compensated)
         here = self.at[name]
+        if name in self._crystal and abs(target - here) > ANOTHER_CRYSTAL_UM:
+            self._crystal[name] = target
         ends = (here, target, *self.spans.get(name, ()))
         self.spans[name] = (min(ends), max(ends))
         self.moved.add(name)
@@ -340,7 +345,7 @@ class Rehearsal:
         """Statistics of a frame at the present positions."""
         rock = self.at[f"diffractometer_{self.beamline.rocking_circle}"]
         off_peak = (rock - self.nominal()[self.beamline.rocking_circle]) / 0.02
-        off_beam = math.hypot(self.at["sample_stage_x"], self.at["sample_stage_y"]) / 0.6
+        off_beam = math.hypot(*(self.at[name] - self._crystal[name] for name in self._crystal)) / 0.6
         total = 1e6 * self.eiger.exposure_s * math.exp(-(off_peak**2 + off_beam**2) / 2)
         x, y = self.spot()
         ripple = 1 + 1e-3 * math.sin(12.9898 * self.frames)  # no fit is perfect
