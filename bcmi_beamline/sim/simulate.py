@@ -24,7 +24,7 @@ CARRIERS = ("mu", "eta")
 """Circles that carry the modulator."""
 
 _CHUNK = 32
-"""Frames that one process takes at a time: enough to hide what sending it the twin costs."""
+"""Frames that one process takes at a time."""
 
 _WORTH_STARTING = 256
 """Frames from which other processes earn the seconds that they take to start."""
@@ -258,8 +258,21 @@ def _computed(run: _Run, chunks: list[range], workers: int) -> Iterator[np.ndarr
     if workers == 1:
         yield from map(run.frames, chunks)
         return
-    with _single_threaded(), ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-        yield from pool.map(run.frames, chunks)
+    context = get_context("spawn")
+    with _single_threaded(), ProcessPoolExecutor(workers, context, _receive, (run,)) as pool:
+        yield from pool.map(_frames_received, chunks)
+
+
+_received: list[_Run] = []
+"""In a process that shares the work: what to expose, sent once."""
+
+
+def _receive(run: _Run) -> None:
+    _received[:] = [run]
+
+
+def _frames_received(numbers: range) -> np.ndarray:
+    return _received[0].frames(numbers)
 
 
 @contextmanager
