@@ -55,17 +55,30 @@ class Client:
             time.sleep(0.001)
 
 
+def answer_ms(client: Client) -> float:
+    """How long a get takes, ms."""
+    time.sleep(0.005)
+    start = time.perf_counter()
+    client.get("huber:phi.RBV")
+    return (time.perf_counter() - start) * 1e3
+
+
 def self_triggered(client: Client, frames: int) -> tuple[float, np.ndarray]:
     """Frames per second of a series that triggers itself, and how long gets took meanwhile, ms."""
     answers = []
     client.arm(ManualTrigger=0, NumTriggers=frames)
     began = time.perf_counter()
     while client.get("eiger:cam1:Armed"):
-        time.sleep(0.005)
-        start = time.perf_counter()
-        client.get("huber:phi.RBV")
-        answers.append((time.perf_counter() - start) * 1e3)
+        answers.append(answer_ms(client))
     return frames / (time.perf_counter() - began), np.array(answers)
+
+
+def in_words(answers: np.ndarray) -> str:
+    """Median, 95th percentile and worst."""
+    return (
+        f"{len(answers)} gets: median {np.median(answers):.2f} ms, 95 % below "
+        f"{np.percentile(answers, 95):.2f} ms, worst {answers.max():.1f} ms"
+    )
 
 
 def step_scan(client: Client, frames: int) -> float:
@@ -147,9 +160,8 @@ def measure(preset: str, frames: int) -> None:
         before = [cpu_s(pid) for pid in pids]
         rate, answers = self_triggered(client, frames)
         used = [(cpu_s(pid) - start) / frames * 1e3 for pid, start in zip(pids, before, strict=True)]
-        print(f"  self-triggered {rate:.1f} frames/s into HDF5; {len(answers)} gets meanwhile: median "
-              f"{np.median(answers):.2f} ms, 95 % below {np.percentile(answers, 95):.2f} ms, worst "
-              f"{answers.max():.1f} ms")  # fmt: skip
+        print(f"  self-triggered {rate:.1f} frames/s into HDF5; meanwhile {in_words(answers)}")
+        print(f"  without frames {in_words(np.array([answer_ms(client) for _ in answers]))}")
         print(f"  move, trigger, wait: {step_scan(client, frames):.1f} points/s")
         print(f"  CPU per frame: server {used[0]:.1f} ms, frames {used[1]:.1f} ms, each on a core of its own")
         peaks = [peak_mib(pid) for pid in pids]
