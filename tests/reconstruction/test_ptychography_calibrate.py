@@ -218,6 +218,24 @@ def test_same_seed_same_result(made):
     assert "R2" in messages[-1][1]
 
 
+def test_a_running_scan_is_taken_in_as_it_comes(made, calibrated):
+    seen = []
+    arriving = (few(made.scan, n) for n in (30, 90, 91, 140, 1000))
+    result = calibrate(
+        arriving, iterations=40, patience=4, show=lambda image, probe, pixel: seen.append(image.shape)
+    )
+    assert len(result.positions) == len(made.scan.frames)
+    assert np.prod(seen[0]) <= np.prod(seen[-1])
+    assert len(result.r2) < 40  # it stops by itself
+    assert result.free_llk[-1] < 1.1 * calibrated.free_llk[-1]  # and not too early
+    assert result.sample_distance == pytest.approx(D1, abs=10e-6)
+
+
+def test_a_scan_that_never_came_is_refused():
+    with pytest.raises(ValueError, match="no scan"):
+        calibrate(iter([]))
+
+
 def test_positions_stay_where_asked_and_modes_are_orthogonal(made):
     result = calibrate(few(made.scan, 40), iterations=4, modes=3, refine_positions=False)
     np.testing.assert_allclose(result.positions, result.positions_start, atol=1e-15)

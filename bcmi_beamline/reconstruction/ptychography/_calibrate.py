@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -33,6 +33,7 @@ from bcmi_beamline.reconstruction.ptychography._start import (
 from bcmi_beamline.scans import Modulator, PtychographyScan
 
 Progress = Callable[[float, str], None]
+Show = Callable[[np.ndarray, np.ndarray, tuple[float, float]], None]
 
 TRUSTED_ILLUMINATION = 0.5
 """A pixel is trusted that got this share of the light of a well-lit one (the 95th percentile): at the edge of
@@ -44,6 +45,8 @@ MOMENTUM, MOMENTUM_FROM = 0.7, 3
 """Of the sweeps but the last, once the first few have found the way."""
 POSITIONS_FROM = 0.2
 """Share of the iterations after which positions are refined, where there was no coarse start."""
+FLAT = 0.99
+"""Passes that leave the free log-likelihood above this share of the best before them are not worth while."""
 BATCH = 8
 FREE_FRACTION = 0.05
 
@@ -66,6 +69,7 @@ class Options:
     iterations: int = 60
     modes: int = 1
     refine_positions: bool = True
+    search_radius: float = 0.0
     refine_intensities: bool = True
     variations: int = 0
     background: bool = False
@@ -80,6 +84,7 @@ class Options:
             ("modes", 1, 8),
             ("variations", 0, 4),
             ("patience", 0, 100_000),
+            ("search_radius", 0, 50),
         ):
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name} must be {low} to {high}, not {getattr(self, name)}")
@@ -87,22 +92,35 @@ class Options:
             raise ValueError(f"likelihood must be poisson or amplitude, not {self.likelihood!r}")
 
 
-def calibrate(scan: PtychographyScan, *, progress: Progress | None = None, **options: Any) -> Modulator:
+def calibrate(
+    scan: PtychographyScan | Iterable[PtychographyScan],
+    *,
+    progress: Progress | None = None,
+    show: Show | None = None,
+    **options: Any,
+) -> Modulator:
     """Reconstruct the modulator and the Bragg beam on it from a ptychographic scan, and nothing else.
 
     Parameters
     ----------
-    scan : PtychographyScan
+    scan : PtychographyScan, or an iterable of them
         Frames in the order in which they were taken. With `sample_distance` 0 any far-field ptychography: no
-        distance is then sought and nothing is assumed about the object's levels.
+        distance is then sought and nothing is assumed about the object's levels. Of a scan that is running an
+        iterable: each item is all of the scan so far.
     progress : callable, optional
-        Called as ``progress(fraction, message)`` after every pass.
+        Called as ``progress(fraction, message)`` after every pass; the fraction is 0 until all frames are in.
+    show : callable, optional
+        Called as ``show(transmission, probe, pixel)`` now and then: the object as it is, complex (H, W), the
+        modes of the probe, and the pixel (y, x) in metres of both, coarse at first.
     iterations : int
         Passes over all frames in full; a start on fewer pixels comes before them where frames are large.
     modes : int, 1 to 8
         Mutually incoherent probe modes.
     refine_positions : bool
         Of every frame. Scale and rotation of all positions together stay those of the encoders.
+    search_radius : float
+        Pixels, standard deviation; where not 0 every pass of the first half also tries another place for each
+        frame at random, for positions that are wrong by more than the object's features. The radius shrinks.
     refine_intensities : bool
         Follow slow changes of the beam's intensity; fast ones are the monitor's (`scan.flux`).
     variations : int, 0 to 4
@@ -112,7 +130,8 @@ def calibrate(scan: PtychographyScan, *, progress: Progress | None = None, **opt
     likelihood : {"poisson", "amplitude"}
         What the accelerated finish maximises.
     patience : int
-        Stop when so many passes have not bettered the free log-likelihood; 0: never.
+        When so many passes together have not bettered the free log-likelihood by 1 %, go on to the finish,
+        and when the finish has not, stop; 0: never.
     seed : int
         Fixes the order of frames and the free pixels: same seed, same result on the same machine.
     device : str
@@ -140,8 +159,18 @@ def calibrate(scan: PtychographyScan, *, progress: Progress | None = None, **opt
     P. Thibault, M. Guizar-Sicairos, New J. Phys. 14, 063004 (2012): maximum likelihood.
     """
     chosen = Options(**options)
-    run = _Run(scan, chosen, progress)
-    run.start_coarse()
+    arriving = iter([scan] if isinstance(scan, PtychographyScan) else scan)
+    first = next(arriving, None)
+    while first is not None and len(first.frames) < FIRST_FRAMES:
+        longer = next(arriving, None)
+        if longer is None:
+            break
+        first = longer
+    if first is None:
+        raise ValueError("there is no scan: the source ended before its first frames")
+    run = _Run(first, chosen, progress, show)
+    if not isinstance(scan, PtychographyScan) or run.coarse is not None:
+        run.begin(arriving)
     run.iterate()
     return run.finish()
 
@@ -149,27 +178,26 @@ def calibrate(scan: PtychographyScan, *, progress: Progress | None = None, **opt
 class _Run:
     """One calibration: the engine, where its frames lie, and how well it fits."""
 
-    def __init__(self, scan: PtychographyScan, options: Options, progress: Progress | None) -> None:
-        self.scan, self.options, self.progress = scan, options, progress
+    def __init__(
+        self, scan: PtychographyScan, options: Options, progress: Progress | None, show: Show | None
+    ) -> None:
+        self.scan, self.options, self.progress, self.show = scan, options, progress, show
         mean = check_scan(scan)
         rng = np.random.default_rng(options.seed)
-        fills = beam_fills(scan, mean)
-        self.finer = 1 if fills < FULL_FIELD else 2
-        self.grid = Grid.around(scan, self.finer)
-        self.start = self.grid.offsets(scan.positions)
+        self.finer = 1 if beam_fills(scan, mean) < FULL_FIELD else 2
+        self.full = Grid.around(scan, self.finer)
+        self.coarse = self._coarse_window()
+        """Window of the coarse start; None where the frames are small enough as they are."""
         self.scores: list[Score] = []
-        flux = np.ones(len(scan.frames)) if scan.flux is None else scan.flux / scan.flux.mean()
-        probe = first_probe(scan, mean, options.modes, rng, self.finer)
-        window = self._coarse_window()
-        grid = self.grid if window is None else self.grid.coarser(window)
         self.located = False
+        grid, probe = self.grid, first_probe(scan, mean, options.modes, rng, self.finer)
         self.engine = Engine(
             frames=scan.frames,
             states=pixel_states(scan.mask, FREE_FRACTION, options.seed),
             offsets=grid.offsets(scan.positions),
             probe=crop_spectrum(probe, grid.window),
             image=np.ones(grid.shape, np.complex64),
-            flux=flux,
+            flux=self._flux(),
             rng=rng,
             batch=BATCH,
             spread=PIXEL_SPREAD,
@@ -179,7 +207,6 @@ class _Run:
         )
 
     def _coarse_window(self) -> tuple[int, int] | None:
-        """Window (of the field) of the coarse start; None where the frames are small enough as they are."""
         shape = self.scan.frames.shape[1:]
         if min(shape) < COARSE_FROM:
             return None
@@ -187,65 +214,93 @@ class _Run:
         ny, nx = (2 * round(n / ratio / 2) * self.finer for n in shape)
         return ny, nx
 
+    @property
+    def grid(self) -> Grid:
+        """Grid of the engine as it is."""
+        return self.full if self.coarse is None else self.full.coarser(self.coarse)
+
+    def _flux(self) -> np.ndarray:
+        flux = self.scan.flux
+        return np.ones(len(self.scan.frames)) if flux is None else flux / flux.mean()
+
     # -- passes -------------------------------------------------------------------------------------
-    def _settle(self, grid: Grid, start: np.ndarray, gain: float) -> None:
+    def _settle(self, gain: float) -> None:
         """Let every frame go where, and be as bright as, the last pass found it."""
-        engine, active = self.engine, self.engine.active
+        engine, active, grid = self.engine, self.engine.active, self.grid
         if self.options.refine_intensities:
             engine.even(STEADY_FRAMES)
         if self.options.refine_positions:
             engine.move(grid.limit, gain=gain)
+            start = grid.offsets(self.scan.positions)
             engine.offsets[active] = grid.limit(without_affine(engine.offsets, start, active))
         self.located = True
 
     def _tell(self, done: float, message: str) -> None:
         if self.progress is not None:
             self.progress(done, message)
+        if self.show is not None:
+            self.show(self.engine.image, self.engine.probe, self.grid.pixel)
 
-    def start_coarse(self) -> None:
-        """Find probe, object, drift and intensities on few pixels, taking in the frames as they came.
+    def begin(self, arriving: Iterator[PtychographyScan]) -> None:
+        """Find probe, object, drift and intensities, taking in the frames as they came, coarsely if large.
 
         A drift that would make nonsense of all frames together is small among those that follow each other:
         it is found there and taken on.
+
+        Parameters
+        ----------
+        arriving : iterator
+            Of the scan as it grows.
         """
-        window = self._coarse_window()
-        if window is None:
-            return
-        engine, grid, total = self.engine, self.grid.coarser(window), len(self.scan.frames)
-        start = grid.offsets(self.scan.positions)
-        known = min(total, max(FIRST_FRAMES, round(FIRST_SHARE * total)))
-        engine.active = np.arange(known)
-        score = Score(float("nan"), float("nan"))
+        known = min(len(self.scan.frames), max(FIRST_FRAMES, round(FIRST_SHARE * len(self.scan.frames))))
+        self.engine.active = np.arange(known)
         for i in range(FIRST_SWEEPS):
             momentum = MOMENTUM if MOMENTUM_FROM <= i < FIRST_SWEEPS - 1 else 0.0
-            engine.sweep(momentum=momentum, locate=i >= MOMENTUM_FROM)
+            score = self.engine.sweep(momentum=momentum, locate=i >= MOMENTUM_FROM)
             if i >= MOMENTUM_FROM:
-                self._settle(grid, start, 1.5)
-        while known < total:
-            more = min(total - known, round((GROWTH - 1) * known) + 1)
-            if self.options.refine_positions:
-                engine.offsets[known : known + more] = grid.limit(
-                    extrapolate(engine.offsets, start, known, more)
-                )
-            if self.options.refine_intensities:
-                engine.gain[known : known + more] *= _ratio(engine.gain, self._flux(), known)
-            known += more
-            engine.active = np.arange(known)
+                self._settle(1.5)
+        while known < len(self.scan.frames) or self._longer(arriving):
+            known = self._take_in(known)
             for momentum in np.linspace(MOMENTUM, 0, GROWING_SWEEPS):
-                score = engine.sweep(momentum=float(momentum), locate=True)
-                self._settle(grid, start, 1.5)
-            self._tell(0.0, f"coarse start: {known} of {total} frames, R2 {score.r2:.5f}")
+                score = self.engine.sweep(momentum=float(momentum), locate=True)
+                self._settle(1.5)
+            self._tell(0.0, f"start: {known} of {len(self.scan.frames)} frames, R2 {score.r2:.5f}")
         for i in range(LAST_SWEEPS):
-            score = engine.sweep(momentum=MOMENTUM if i < LAST_SWEEPS - 1 else 0.0, locate=True)
-            engine.vary()
-            self._settle(grid, start, 1.5)
-        self._tell(0.0, f"coarse start: R2 {score.r2:.5f}")
-        found = self.grid.offsets(grid.positions(engine.offsets))
-        self.engine = engine.resized(self.scan.frames.shape[1:], self.grid.shape, found)
+            score = self.engine.sweep(momentum=MOMENTUM if i < LAST_SWEEPS - 1 else 0.0, locate=True)
+            self.engine.vary()
+            self._settle(1.5)
+        self._tell(0.0, f"start: R2 {score.r2:.5f}")
+        if self.coarse is not None:
+            found = self.full.limit(self.full.offsets(self.grid.positions(self.engine.offsets)))
+            self.coarse = None
+            self.engine = self.engine.resized(self.scan.frames.shape[1:], self.full.shape, found)
 
-    def _flux(self) -> np.ndarray:
-        flux = self.scan.flux
-        return np.ones(len(self.scan.frames)) if flux is None else flux / flux.mean()
+    def _longer(self, arriving: Iterator[PtychographyScan]) -> bool:
+        """Wait for more frames of a running scan; False when it has ended."""
+        for scan in arriving:
+            if len(scan.frames) > len(self.scan.frames):
+                self.scan, self.full = scan, self.full.holding(scan)
+                grid = self.grid
+                self.engine = self.engine.extended(
+                    scan.frames, grid.offsets(scan.positions), self._flux(), grid.shape
+                )
+                return True
+        return False
+
+    def _take_in(self, known: int) -> int:
+        """Put the next frames in use where the drift of the others leads; return how many are in use."""
+        engine, grid = self.engine, self.grid
+        more = min(len(self.scan.frames) - known, round((GROWTH - 1) * known) + 1)
+        new = slice(known, known + more)
+        if self.options.refine_positions:
+            start = grid.offsets(self.scan.positions)
+            engine.offsets[new] = grid.limit(extrapolate(engine.offsets, start, known, more))
+        if self.options.refine_intensities:
+            last = slice(max(known - 50, 0), known)
+            monitored = np.sqrt(self._flux())
+            engine.gain[new] *= np.median(engine.gain[last] / monitored[last]).astype(np.float32)
+        engine.active = np.arange(known + more)
+        return known + more
 
     def iterate(self) -> None:
         """Pass over all frames in full: sweeps, then the accelerated finish."""
@@ -253,7 +308,7 @@ class _Run:
         if options.background:
             engine.seek_background(1e-3 * float(np.median(engine.gain)) ** 2)
         sweeps = round(SWEEPS * options.iterations)
-        best, since = np.inf, 0
+        stage = 0
         for i in range(options.iterations):
             moving = self.located or i >= POSITIONS_FROM * options.iterations
             sweeping = i < sweeps
@@ -263,19 +318,30 @@ class _Run:
             else:
                 score = engine.descend(locate=moving, poisson=options.likelihood == "poisson")
             if moving:
+                if options.search_radius and i < options.iterations / 2:
+                    engine.search(self.full.limit, options.search_radius * (1 - 2 * i / options.iterations))
                 if sweeping:
                     engine.vary()
-                self._settle(self.grid, self.start, 1.5 if sweeping else 1.0)
+                self._settle(1.5 if sweeping else 1.0)
             self.scores.append(score)
             self._tell(
                 (i + 1) / options.iterations,
                 f"iteration {i + 1} of {options.iterations}: R2 {score.r2:.5f}, "
                 f"free LLK {score.free_llk:.3f}",
             )
-            best, since = (score.free_llk, 0) if score.free_llk < 0.999 * best else (best, since + 1)
-            if options.patience and since >= options.patience:
-                break
+            if self._flat(stage):
+                if not sweeping:
+                    break
+                sweeps, stage = i + 1, i + 1
         engine.orthogonalise()
+
+    def _flat(self, stage: int) -> bool:
+        """Whether the last passes since `stage` have bettered the free error by next to nothing."""
+        patience = self.options.patience
+        free = [s.free_llk for s in self.scores[stage:]]
+        if not patience or len(free) <= patience:
+            return False
+        return min(free[-patience:]) > FLAT * min(free[:-patience])
 
     # -- result -------------------------------------------------------------------------------------
     def finish(self) -> Modulator:
@@ -354,9 +420,3 @@ class _Run:
         parts = np.array_split(np.random.default_rng(0).permutation(len(scan.frames)), 4)
         quarters = [focus(engine.probe_from(p)[0] * back, *args, distance, finer=self.finer) for p in parts]
         return distance, float(np.hypot(brighter, np.std(quarters, ddof=1) / 2))
-
-
-def _ratio(gain: np.ndarray, flux: np.ndarray, known: int) -> np.float32:
-    """How much brighter than their monitor the last of the known frames were found to be."""
-    last = slice(max(known - 50, 0), known)
-    return np.float32(np.median(gain[last] / np.sqrt(flux[last])))

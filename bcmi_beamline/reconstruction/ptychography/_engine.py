@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +14,8 @@ from bcmi_beamline.reconstruction.ptychography._devices import Array, Batch, Dev
 
 GAIN_LIMITS = 0.5, 2.0
 """Of one step of a frame's intensity."""
+BETTER = 0.97
+"""A frame is moved by chance only to where its misfit is at most this share of what it was."""
 
 
 class Score(NamedTuple):
@@ -103,9 +106,11 @@ class Engine:
             background=put(np.zeros_like(self._background)),
         )
         self._totals = np.zeros((len(self.offsets), 2))
+        self._errors = np.zeros(len(self.offsets))
         self._previous: tuple[Array, Array] | None = None
         self._last_r2, self._age = np.inf, 0
         self._fy, self._fx = (np.fft.fftfreq(n) for n in shape)
+        self._room = np.subtract(image.shape, shape)
 
     # -- what it holds --------------------------------------------------------------------------------
     @property
@@ -172,6 +177,34 @@ class Engine:
         other._place_arrays(resampled, parts * other.detector.tilt())
         return other
 
+    def extended(
+        self, frames: np.ndarray, offsets: np.ndarray, flux: np.ndarray, shape: tuple[int, int]
+    ) -> Engine:
+        """Take in more frames, after those there are, on an object that may be larger, bare all around.
+
+        Parameters
+        ----------
+        frames, flux
+            Of all frames, old and new.
+        offsets : ndarray, (J, 2)
+            On the larger object; those of the old frames are replaced by what was found for them.
+        shape : (H, W)
+            Of the object; its middle stays the middle.
+        """
+        grown = [(n // 2 - m // 2) for n, m in zip(shape, self.image.shape, strict=True)]
+        width = [(g, n - m - g) for g, n, m in zip(grown, shape, self.image.shape, strict=True)]
+        known = len(self.offsets)
+        untilted = self.device.get(self._parts) * self.detector.tilt().conj()
+        image = np.pad(self.image, width, constant_values=1)
+        other = Engine(
+            frames, self.detector.states, offsets, untilted[0], image, flux, self.rng, self.batch,
+            self.detector.spread, self.detector.finer, len(untilted) - 1, self.device,
+        )  # fmt: skip
+        other._place_arrays(image, self.device.get(self._parts))
+        other.offsets[:known] = self.offsets + grown
+        other.gain[:known], other.active = self.gain, self.active
+        return other
+
     # -- one batch --------------------------------------------------------------------------------
     def _batches(self, frames: np.ndarray | None = None) -> list[np.ndarray]:
         """Active frames, or those given, in random groups whose offsets differ by whole pixels, nearly."""
@@ -190,6 +223,8 @@ class Engine:
         # the mean of remainders is taken on a circle: 0.49 and -0.49 are neighbours
         common = np.angle(np.exp(2j * np.pi * offsets).mean(axis=0)) / (2 * np.pi)
         corners = np.rint(offsets - common)
+        if (corners < 0).any() or (corners > self._room).any():
+            raise ValueError("a frame's window leaves the object array")  # the loops do not look
         return corners.astype(np.intp), common, offsets - corners - common
 
     def _gradient(self, index: np.ndarray, locate: bool, poisson: bool) -> np.ndarray:
@@ -207,7 +242,7 @@ class Engine:
             shifted, self._image, self._dark, self._sums, poisson,
         )  # fmt: skip
         self._sums.probe = before + self.device.fft2(self._sums.probe) * moving.conj()
-        self._totals[index] = asked.score[:, 1:3]
+        self._errors[index], self._totals[index] = asked.score[:, 0], asked.score[:, 1:3]
         if asked.normal is not None and asked.overlaps is not None:
             self.steps[index] = _newton(asked.normal)
             change, power = asked.overlaps[..., 0], asked.overlaps[..., 1]
@@ -300,25 +335,67 @@ class Engine:
 
     def probe_from(self, index: np.ndarray) -> np.ndarray:
         """Probe that frames `index` alone ask for, one step from the common one; changes nothing."""
-        kept = self._totals.copy(), self.steps.copy()
-        for batch in self._batches(index):
-            self._gradient(batch, locate=False, poisson=False)
-        self._totals, self.steps = kept
-        sums = self._sums
-        light = sums.power + 1e-3 * float(sums.power.max())
-        probe = self._parts[0] + self.device.ifft2(sums.probe[0]) / light
-        for total in (sums.image, sums.light, sums.probe, sums.power, sums.background):
-            total *= 0
+        with self._unchanged():
+            for batch in self._batches(index):
+                self._gradient(batch, locate=False, poisson=False)
+            light = self._sums.power + 1e-3 * float(self._sums.power.max())
+            probe = self._parts[0] + self.device.ifft2(self._sums.probe[0]) / light
         return self.device.get(probe) * self.detector.tilt().conj()
 
+    @contextmanager
+    def _unchanged(self) -> Iterator[None]:
+        """Look at frames without keeping what they ask for."""
+        kept = self._totals.copy(), self._errors.copy(), self.steps.copy()
+        yield
+        self._totals, self._errors, self.steps = kept
+        sums = self._sums
+        for total in (sums.image, sums.light, sums.probe, sums.power, sums.background):
+            total *= 0
+
     # -- single frames ----------------------------------------------------------------------------
-    def move(self, limit: Callable[[np.ndarray], np.ndarray], gain: float = 1.5, reach: float = 0.3) -> None:
+    def move(self, limit: Callable[[np.ndarray], np.ndarray], gain: float = 1.5, reach: float = 0.8) -> None:
         """Move the active frames to where the last pass would have them; `reach` (pixels) bounds a step.
 
         Their mean stays: a common shift cannot be told from a shift of the object.
         """
         moved = gain * np.clip(self.steps[self.active], -reach, reach)
         self.offsets[self.active] = limit(self.offsets[self.active] + moved - moved.mean(axis=0))
+
+    def search(self, limit: Callable[[np.ndarray], np.ndarray], radius: float) -> int:
+        """Try another place for every active frame, at random; keep those that fit clearly better.
+
+        Annealing (A. Maiden et al., Ultramicroscopy 120, 64 (2012)) finds frames that lie too far off for the
+        residual to point home. Call it after a pass.
+
+        Parameters
+        ----------
+        limit : callable
+            Keeps offsets on the object.
+        radius : float
+            Standard deviation of what is tried, pixels.
+
+        Returns
+        -------
+        int
+            How many frames were moved.
+        """
+        before, active = self.offsets.copy(), self.active
+        here = self._measure()
+        tried = before[active] + self.rng.normal(0, radius, (len(active), 2))
+        self.offsets[active] = limit(tried)
+        better = self._measure() < BETTER * here
+        self.offsets[~better] = before[~better]
+        self.steps[better] = 0
+        return int(better.sum())
+
+    def _measure(self) -> np.ndarray:
+        """Misfit of every active frame as things are, (J,); infinite for the others."""
+        found = np.full(len(self.offsets), np.inf)
+        with self._unchanged():
+            for index in self._batches():
+                self._gradient(index, locate=False, poisson=False)
+            found[self.active] = self._errors[self.active]
+        return found
 
     def even(self, smooth: float = 0.0) -> None:
         """Scale the model of every active frame towards the counts it was found to have in the last pass.

@@ -6,13 +6,16 @@ import numpy as np
 
 DEGREE = 3
 """Of the polynomials in time that drift is told apart from the stage with."""
+UNSTEADY = 0.3
+"""Share of the variance of time that place must leave unexplained before time may explain a motion."""
 
 
 def without_affine(offsets: np.ndarray, start: np.ndarray, active: np.ndarray) -> np.ndarray:
     """Offsets of the active frames without what looks like a scale, rotation or shear of their start.
 
     In a diverging beam a scale of all positions and another distance of the source fit almost equally well:
-    what the data hardly tell is left to the encoders. Drift in time is fitted beside it and kept.
+    what the data hardly tell is left to the encoders. Drift in time is fitted beside it and kept, unless the
+    scan went so steadily that it looks like a scale itself.
 
     Parameters
     ----------
@@ -28,7 +31,9 @@ def without_affine(offsets: np.ndarray, start: np.ndarray, active: np.ndarray) -
     place /= max(np.abs(place).max(), 1e-9)
     time = np.polynomial.legendre.legvander(np.linspace(-1, 1, len(active)), DEGREE)
     moved = offsets[active] - start[active]
-    fit = np.linalg.lstsq(np.concatenate([place, time], axis=1), moved, rcond=1e-3)[0]
+    design = np.concatenate([place, time], axis=1)
+    ridge = np.diag([0, 0, 0] + [UNSTEADY * len(active)] * DEGREE)
+    fit = np.linalg.lstsq(design.T @ design + ridge, design.T @ moved, rcond=1e-6)[0]
     return offsets[active] - place @ fit[:2]
 
 

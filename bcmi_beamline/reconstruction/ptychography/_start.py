@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.spatial import KDTree
@@ -106,6 +106,14 @@ class Grid:
         x, y = (low + high) / 2
         return cls((ny + 2 * int(reach_y), nx + 2 * int(reach_x)), (ny, nx), (py, px), (float(x), float(y)))
 
+    def holding(self, scan: PtychographyScan) -> Grid:
+        """Return this grid, or a larger one about the same centre that holds the windows of a longer scan."""
+        away = np.abs(self.offsets(scan.positions) - self._corner).max(axis=0)
+        spare = max(self.pixel[0] * MARGIN, DRIFT_MARGIN if scan.sample_distance > 0 else 0) / self.pixel[0]
+        need = [n + 2 * int(np.ceil(a + spare)) for n, a in zip(self.window, away, strict=True)]
+        shape = tuple(n if n >= m else m + (n - m) % 2 for n, m in zip(self.shape, need, strict=True))
+        return replace(self, shape=shape)
+
     def coarser(self, window: tuple[int, int]) -> Grid:
         """Return the grid of the same field with fewer pixels, `window` of them under the beam."""
         ratio = [w / n for w, n in zip(window, self.window, strict=True)]
@@ -130,9 +138,9 @@ class Grid:
         return np.stack([-column * self.pixel[1], row * self.pixel[0]], axis=1) + self.centre
 
     def limit(self, offsets: np.ndarray) -> np.ndarray:
-        """Offsets clipped so that every window stays on the array."""
+        """Offsets clipped so that every window stays on the array, with a pixel to spare for rounding."""
         top = np.array(self.shape) - self.window
-        return np.clip(offsets, 0, top)
+        return np.clip(offsets, 1, top - 1)
 
 
 def pixel_states(mask: np.ndarray, fraction: float, seed: int) -> np.ndarray:
