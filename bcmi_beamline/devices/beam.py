@@ -98,6 +98,11 @@ class Monitor(Device):
 
     flux = Cpt(EpicsSignalRO, "", kind="hinted", auto_monitor=False)
 
+    def __repr__(self) -> str:
+        if not self.connected:
+            return f"{self.name}: not connected ({self.prefix})"
+        return f"{self.name}: {self.flux.get():.4g} photons/s"
+
 
 class Slits(Device):
     """Slits before the focusing optics that let the coherent part of the beam through: gaps, centres, um."""
@@ -118,6 +123,9 @@ class Slits(Device):
             abs(gap.position - nominal) <= gap.axis.tolerance
             for gap, nominal in zip(gaps, self.config.nominal_um, strict=True)
         )
+
+    def __repr__(self) -> str:
+        return "\n  ".join([f"{self.name}:", *(repr(getattr(self, axis)) for axis in self.component_names)])
 
 
 class Transmission(Signal):
@@ -185,6 +193,12 @@ class Filters(Device):
         assert status is not None
         return status
 
+    def __repr__(self) -> str:
+        if not self.connected:
+            return f"{self.name}: not connected ({self.prefix})"
+        inserted = ", ".join(self.inserted()) or "none in"
+        return f"{self.name}: {inserted}, transmission {self.transmission.get():.3g}"
+
 
 @cache
 def _absorption_per_cm(material: str, energy_ev: float) -> float:
@@ -219,4 +233,13 @@ def make_filters(
 def make_temperatures(prefix: str, *, name: str, config: Mapping[str, str]) -> Device:
     """Read-only temperatures, deg C, each under its own name."""
     parts = {key: Cpt(EpicsSignalRO, pv, kind="hinted") for key, pv in config.items()}
-    return type("Temperatures", (Device,), parts)(prefix, name=name)
+    return type("Temperatures", (_Readings,), parts)(prefix, name=name)
+
+
+class _Readings(Device):
+    """Values of one unit that are only read."""
+
+    def __repr__(self) -> str:
+        if not self.connected:
+            return f"{self.name}: not connected ({self.prefix})"
+        return f"{self.name}: " + ", ".join(f"{k} {getattr(self, k).get():.2f}" for k in self.component_names)

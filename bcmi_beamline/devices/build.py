@@ -65,6 +65,9 @@ class SampleStage(Device):
         if reason:
             raise LimitError(f"{getattr(self, axis).name}: {reason}")
 
+    def __repr__(self) -> str:
+        return "\n  ".join([f"{self.name}:", repr(self.x), repr(self.y), repr(self.z)])
+
 
 @dataclass(frozen=True)
 class Devices:
@@ -107,6 +110,13 @@ class Devices:
         """What is recorded before and after every run."""
         chosen = (self.ring_current, self.energy, self.slits, self.focus, self.filters, self.temperatures)
         return tuple(device for device in chosen if device is not None)
+
+    def __repr__(self) -> str:
+        lines = [f"{self.beamline.name}:"]
+        for device in self.all():
+            plain = device is self.ring_current
+            lines.append(f"ring_current: {self.ring_current.get():.4g} mA" if plain else repr(device))
+        return "\n".join(lines)
 
 
 def make_devices(beamline: Beamline, prefix: str | None = None) -> Devices:

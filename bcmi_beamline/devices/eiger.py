@@ -302,6 +302,11 @@ class Eiger(Device):
         stem = str(cam.fw_name_pattern.get()).replace("$id", str(int(cam.sequence_id.get())))
         self._stem = Path(str(cam.file_path.get())) / stem
 
+    def stop(self, *, success: bool = False) -> None:
+        """Disarm, whatever it is doing; files are closed with the frames they hold."""
+        self._disarm()
+        super().stop(success=success)
+
     def _disarm(self) -> None:
         self.cam.acquire.put(0, wait=False)
         self._await_armed(0, Event())
@@ -558,7 +563,7 @@ class Eiger(Device):
             "source": f"PV:{self.cam.prefix}",
             "shape": [self.config.rows, self.config.columns],
             "dtype": "array",
-            "dtype_numpy": f"<u{self.config.bit_depth // 8}",
+            "dtype_numpy": f"<u{int(self.cam.bit_depth.get()) // 8}",  # follows the exposure
             "external": "STREAM:",
         }
         scalars = {

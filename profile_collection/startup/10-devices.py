@@ -8,3 +8,5 @@ shutter = devices.shutter
 monitor = devices.monitor
 ring_current = devices.ring_current
 sample_stage = devices.sample_stage
+slits, energy, focus = devices.slits, devices.energy, devices.focus
+filters, temperatures = devices.filters, devices.temperatures
