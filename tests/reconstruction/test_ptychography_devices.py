@@ -18,9 +18,10 @@ def _engine(name: str, finer: int = 1) -> Engine:
     image = np.exp(0.3j * rng.standard_normal((60, 62)))
     states = (rng.random((2, n, n)) < 0.1).astype(np.uint8) * rng.integers(1, 3, (2, n, n), np.uint8)
     counts = rng.poisson(4, (frames, n, n)).astype(np.uint16)
+    places, flux = rng.uniform(2, 9, (frames, 2)), rng.uniform(0.5, 2, frames)
     engine = Engine(
-        counts, states, rng.uniform(2, 9, (frames, 2)), probe, image, rng.uniform(0.5, 2, frames), np.random.default_rng(0), batch=4, spread=PIXEL_SPREAD, finer=finer,
-        variations=1, device=make_device(name),
+        counts, states, places, probe, image, flux, np.random.default_rng(0), batch=4,
+        spread=PIXEL_SPREAD, finer=finer, variations=1, device=make_device(name),
     )  # fmt: skip
     engine.seek_background(0.3)
     return engine
