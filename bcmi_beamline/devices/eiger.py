@@ -328,7 +328,7 @@ class Eiger(Device):
                 if int(self.cam.armed.get()):
                     self._disarm()
                 while self._restore:
-                    signal, value = self._restore.pop()
+                    signal, value = self._restore.pop(0)  # as applied: a period is never below the time
                     if signal.get() != value:
                         self._set(signal, value)
         finally:

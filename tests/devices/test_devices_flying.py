@@ -93,6 +93,27 @@ def settings_of(devices):
     return {name: getattr(cam, name).get() for name in names}
 
 
+@pytest.mark.parametrize("exposure_s", [0.005, 20.0])
+def test_staging_is_undone_whether_exposures_grow_or_shrink(devices, exposure_s):
+    before = settings_of(devices)
+    devices.eiger.prepare(EigerPlan(frames=1, exposure_s=exposure_s)).wait(10)
+    devices.eiger.stage()
+    bits = int(devices.eiger.cam.bit_depth.get())
+    assert devices.eiger.describe()[devices.eiger.image_key]["dtype_numpy"] == f"<u{bits // 8}"
+    assert bits == (16 if exposure_s < 0.02 else 32)
+    devices.eiger.unstage()
+    assert settings_of(devices) == before
+
+
+def test_stopping_an_armed_detector_disarms_it(devices):
+    devices.eiger.prepare(EigerPlan(frames=3, exposure_s=0.1)).wait(10)
+    devices.eiger.stage()
+    assert devices.eiger.cam.armed.get() == 1
+    devices.eiger.stop()
+    assert devices.eiger.cam.armed.get() == 0
+    devices.eiger.unstage()
+
+
 def test_a_burst_is_one_trigger_and_every_frame_is_told_once(devices, three_per_file, beam_on):
     before = settings_of(devices)
     plan = EigerPlan(frames=8, exposure_s=0.05, period_s=0.08, mode="burst", window=64)

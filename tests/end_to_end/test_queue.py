@@ -144,13 +144,13 @@ def test_a_result_is_there_for_the_next_plan_and_for_people(queue, served):
 
 
 def test_a_plan_that_fails_says_why_and_the_queue_stops(queue):
-    queue.submit("rocking_scan", {"half_range_deg": 300.0})
+    queue.submit("rocking_scan", {"half_range_deg": 9.0, "step_deg": 0.1})
     queue.submit("find_bragg_peak")
     queue.start()
     queue.wait(timeout_s=60)
     result = queue.history()[-1]["result"]
     assert result["exit_status"] == "failed"
-    assert "phi: -282" in result["msg"]
+    assert "phi" in result["msg"]
     running, waiting = queue.items()
     assert not running
     assert [item["name"] for item in waiting] == ["rocking_scan", "find_bragg_peak"]
@@ -160,7 +160,7 @@ def test_an_aborted_plan_leaves_a_closed_run_and_the_next_plan_runs(queue, serve
     start_long_scan(queue, served)
     queue.abort()
     result = queue.history()[-1]["result"]
-    assert result["exit_status"] == "aborted"
+    assert result["exit_status"] == "aborted", result["msg"] + result["traceback"]
     assert not shutter_is_open(served)
     queue.clear()
     assert run(queue, "retract_modulator")["exit_status"] == "completed"
