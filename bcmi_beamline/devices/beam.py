@@ -59,6 +59,7 @@ class Shutter(Device):
             For anything but open or closed; the status holds a `ShutterError` when it does not move.
         """
         wanted = self.check_value(value)
+        self._reopen = False
         status = DeviceStatus(self, timeout=SHUTTER_TIMEOUT_S)
 
         def completed(**_) -> None:
@@ -71,15 +72,17 @@ class Shutter(Device):
         return status
 
     def pause(self) -> None:
-        """Close while the RunEngine pauses: a crystal is not exposed while nobody measures."""
-        self._reopen = self.is_open
-        if self._reopen:
-            self.set(0).wait(SHUTTER_TIMEOUT_S)
+        """Close while the RunEngine pauses: a crystal is not exposed while nobody measures.
+
+        A pause within a pause (two suspenders) does not forget that it was open before the first.
+        """
+        reopen = self._reopen or self.is_open
+        self.set(0).wait(SHUTTER_TIMEOUT_S)
+        self._reopen = reopen
 
     def resume(self) -> None:
         """Open again if `pause` closed it."""
         if self._reopen:
-            self._reopen = False
             self.set(1).wait(SHUTTER_TIMEOUT_S)
 
     @property

@@ -59,13 +59,13 @@ class Orientation:
         if second is not None:
             hkls.append(np.array(second[0], float))
             readings.append({**self._nominal, **second[1]})
-            if np.linalg.norm(np.cross(*hkls)) < 1e-6:
+            if np.linalg.norm(np.cross(hkls[0], hkls[1])) < 1e-6:
                 raise HklError(f"reflections {hkls[0].tolist()} and {hkls[1].tolist()} are parallel")
         seen = [self._q(angles) for angles in readings]
         weights = [np.inf, 1.0][: len(hkls)]
-        self._turn, _ = Rotation.align_vectors(
+        self._turn = Rotation.align_vectors(
             [q / np.linalg.norm(q) for q in seen], [h / np.linalg.norm(h) for h in hkls], weights=weights
-        )
+        )[0]
 
     @cached_property
     def _converter(self) -> Any:
@@ -74,7 +74,9 @@ class Orientation:
         except ImportError:
             raise HklError("Miller indices need xrayutilities: pip install 'bcmi-beamline[hkl]'") from None
         circles = self._beamline.diffractometer
-        signed = [f"{getattr(circles, c).axis}{'+' if getattr(circles, c).sense > 0 else '-'}" for c in CIRCLES]
+        signed = [
+            f"{getattr(circles, c).axis}{'+' if getattr(circles, c).sense > 0 else '-'}" for c in CIRCLES
+        ]
         conversion = xrayutilities.QConversion(signed[:3], signed[3:], (0, 0, 1), en=self._energy_ev)
         return xrayutilities, xrayutilities.HXRD((1, 0, 0), (0, 1, 0), qconv=conversion, en=self._energy_ev)
 

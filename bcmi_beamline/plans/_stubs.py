@@ -10,6 +10,9 @@ from bluesky.utils import Msg, MsgGenerator
 
 from bcmi_beamline.devices import Devices
 
+BEAM_POLL_S = 0.5
+"""How soon a frame without beam is tried again."""
+
 
 def move(*motors_and_targets: Any) -> MsgGenerator[None]:
     """``motor, target, motor, target ...`` at once, and wait for all; the point may be repeated from here."""
@@ -32,20 +35,29 @@ def take_sentinel(devices: Devices, *readables: Any) -> MsgGenerator[dict[str, f
 def take_point(devices: Devices, *readables: Any) -> MsgGenerator[dict[str, float]]:
     """Expose one frame and put it with the monitor and `readables` into one event.
 
+    A frame after which the monitor says that there is no beam (``suspend.monitor_flux``) is no event: it is
+    exposed again until there is one. The suspenders of the session notice a lost beam a moment too late.
+
     Returns
     -------
     dict
         Every value of the event by data key.
     """
-    yield Msg("trigger", devices.eiger, group="expose")
-    yield Msg("wait", None, group="expose", timeout=None)
-    yield Msg("create", None, name="primary")
-    values: dict[str, float] = {}
-    for device in (devices.eiger, *readables, devices.monitor):
-        reading = yield Msg("read", device)
-        values.update({key: item["value"] for key, item in (reading or {}).items()})
-    yield Msg("save")
-    return values
+    suspend = devices.beamline.suspend
+    floor = (suspend.monitor_flux if suspend else None) or 0.0
+    while True:
+        yield Msg("trigger", devices.eiger, group="expose")
+        yield Msg("wait", None, group="expose", timeout=None)
+        yield Msg("create", None, name="primary")
+        values: dict[str, float] = {}
+        for device in (devices.eiger, *readables, devices.monitor):
+            reading = yield Msg("read", device)
+            values.update({key: item["value"] for key, item in (reading or {}).items()})
+        if values.get("monitor_flux", floor) >= floor:
+            yield Msg("save")
+            return values
+        yield Msg("drop")
+        yield Msg("sleep", None, BEAM_POLL_S)
 
 
 def take_series(devices: Devices, meanwhile: MsgGenerator[Any] | None = None) -> MsgGenerator[int]:

@@ -40,6 +40,8 @@ class DryRun:
 
     plan: str
     duration_s: float
+    overhead_s: float
+    """Part of the duration that is neither exposure nor motion: what control and documents add."""
     frames: int
     exposure_s: float
     """Detector open, in all."""
@@ -63,6 +65,7 @@ class DryRun:
         return {
             "plan": self.plan,
             "duration_s": round(self.duration_s, 1),
+            "overhead_s": round(self.overhead_s, 1),
             "frames": self.frames,
             "exposure_s": round(self.exposure_s, 3),
             "beam_s": round(self.beam_s, 1),
@@ -159,10 +162,11 @@ class Rehearsal:
                 f"start: no axis named {', '.join(sorted(unknown))}; choose from {', '.join(self.at)}"
             )
         self.at |= dict(start or {})
-        self.time = self.exposure = self.beam = self.photons = 0.0
+        self.time = self.overhead = self.exposure = self.beam = self.photons = 0.0
         self.frames = self.runs = 0
         self.eiger = EigerPlan()
         self.pending: dict[Any, float] = defaultdict(float)
+        self.pending_overhead: dict[Any, float] = defaultdict(float)
         self.spans: dict[str, tuple[float, float]] = {}
         """Ways of the moves that are not waited for yet."""
         self.moved: set[str] = set()
@@ -173,8 +177,10 @@ class Rehearsal:
         self._crystal = {"sample_stage_x": 0.0, "sample_stage_y": 0.0}
 
     # -- time -------------------------------------------------------------------------------------
-    def spend(self, seconds: float) -> None:
-        """Let time pass."""
+    def spend(self, seconds: float, overhead: float = 0.0) -> None:
+        """Let time pass, and after it what control adds."""
+        seconds += overhead
+        self.overhead += overhead
         self.time += seconds
         self.beam += seconds * self.at["shutter"]
         self.photons += (
@@ -196,9 +202,14 @@ class Rehearsal:
             seconds = self.travel(device.name, float(value), device.limits)
         else:
             self.at[device.name] = value if np.ndim(value) else float(value)
-            seconds = MOVE_OVERHEAD_S
+            seconds = 0.0
+        self.later(msg, seconds, MOVE_OVERHEAD_S)
+
+    def later(self, msg: Msg, seconds: float, overhead: float) -> None:
+        """Put what a message begins into its group."""
         group = msg.kwargs.get("group")
         self.pending[group] = max(self.pending[group], seconds)
+        self.pending_overhead[group] = max(self.pending_overhead[group], overhead)
 
     def travel(self, name: str, target: float, axis: AxisConfig, compensated: bool = False) -> float:
         """Send one axis to `target`; note what would refuse it, and return the seconds it takes."""
@@ -213,7 +224,7 @@ class Rehearsal:
         self.spans[name] = (min(ends), max(ends))
         self.moved.add(name)
         self.at[name] = target
-        return MOVE_OVERHEAD_S + abs(target - here) / axis.velocity
+        return abs(target - here) / axis.velocity
 
     def rock_compensated(self, angle_deg: float) -> float:
         """As `bcmi_beamline.devices.CompensatedRock` does it."""
@@ -232,7 +243,8 @@ class Rehearsal:
 
     def do_wait(self, msg: Msg) -> None:
         """The slowest of a group decides."""
-        self.spend(self.pending.pop(msg.kwargs.get("group"), 0.0))
+        group = msg.kwargs.get("group")
+        self.spend(self.pending.pop(group, 0.0), self.pending_overhead.pop(group, 0.0))
         if not self.pending:
             self.spans.clear()
 
@@ -240,8 +252,7 @@ class Rehearsal:
         """One frame."""
         self.frames += 1
         self.exposure += self.eiger.exposure_s
-        group = msg.kwargs.get("group")
-        self.pending[group] = max(self.pending[group], self.eiger.exposure_s + FRAME_OVERHEAD_S)
+        self.later(msg, self.eiger.exposure_s, FRAME_OVERHEAD_S)
         self.path.append({name: self.at[name] for name in self.at if np.ndim(self.at[name]) == 0})
 
     def do_prepare(self, msg: Msg) -> None:
@@ -250,7 +261,7 @@ class Rehearsal:
 
     def do_stage(self, msg: Msg) -> None:
         """Arming."""
-        self.spend(RUN_OVERHEAD_S)
+        self.spend(0.0, RUN_OVERHEAD_S)
 
     def do_sleep(self, msg: Msg) -> None:
         """Waiting."""
@@ -438,6 +449,7 @@ def dry_run(
     return DryRun(
         plan=plan.__name__,
         duration_s=rehearsal.time,
+        overhead_s=rehearsal.overhead,
         frames=rehearsal.frames,
         exposure_s=rehearsal.exposure,
         beam_s=rehearsal.beam,

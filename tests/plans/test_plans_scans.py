@@ -69,6 +69,20 @@ def test_a_spiral_revisits_its_centre_where_drift_would_show():
     assert 0.001 < result.centre_change < 0.02 and "counts at the centre" in repr(result)
 
 
+def test_a_frame_without_beam_is_taken_again():
+    bench = Bench()
+    dark = iter([1, 0, 0, 1, 1, 1, 1])
+
+    def flux(msg):
+        return {"monitor_flux": {"value": 1e10 * next(dark), "timestamp": 0.0}}
+
+    bench.engine.add_handler("read", flux, "monitor")
+    result = bench.run(rocking_scan(bench.devices, 0.02, 0.01, modulator="out", peak_deg=17.7, window=64))
+    commands = [m.command for m in bench.messages]
+    assert (commands.count("trigger"), commands.count("drop"), commands.count("save")) == (7, 2, 5)
+    assert result.points == 5
+
+
 # -- after an interruption ----------------------------------------------------------------------------------
 def test_only_the_missing_angles_are_taken():
     bench = Bench()
