@@ -258,13 +258,60 @@ def _catalog(directory: Path) -> Iterator[Any]:
         yield catalog
 
 
+@contextmanager
+def _arriving(uid: str, directory: Path) -> Iterator[Iterator[Any]]:
+    """The scan of a run, again and again while it runs; the catalogue is open as long."""
+    from bcmi_beamline import data
+    from bcmi_beamline.reconstruction.ptychography import growing
+
+    with _catalog(directory) as catalog:
+        yield growing(
+            lambda: data.load(uid, catalog),  # pyright: ignore[reportArgumentType]
+            lambda: bool(catalog.run(uid).metadata.get("stop")),
+        )
+
+
+def _picture(path: Path) -> Any:
+    """Return a function that draws the object and the probe as they are into one picture, again and again."""
+
+    def draw(transmission: Any, probe: Any, pixel: tuple[float, float]) -> None:
+        import numpy as np
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(10, 4), layout="constrained")
+        values = np.angle(transmission), np.abs(transmission), np.abs(probe[0])
+        for axes, image, title in zip(
+            figure.subplots(1, 3), values, ("phase", "modulus", "beam"), strict=True
+        ):
+            ny, nx = image.shape
+            axes.imshow(image, extent=(0, nx * pixel[1] * 1e6, 0, ny * pixel[0] * 1e6))
+            axes.set(title=title, xlabel="um")
+        atomically(path, lambda beside: figure.savefig(beside, dpi=80, format="png"))
+
+    return draw
+
+
 @app.command()
 def calibrate(
     source: Annotated[str, typer.Argument(help="A CXI ptychography file, or a run uid.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The modulator file to write.")],
     refine_positions: Annotated[bool, typer.Option("--refine-positions/--keep-positions")] = True,
     modes: Annotated[int, typer.Option(min=1, max=4, help="Modes of the probe.")] = 1,
-    iterations: Annotated[int, typer.Option(min=1)] = 60,
+    iterations: Annotated[int, typer.Option(min=1, help="Passes over all frames, at most.")] = 60,
+    patience: Annotated[
+        int, typer.Option(min=0, help="Stop when the free error is flat over so many passes; 0: never.")
+    ] = 4,
+    variations: Annotated[
+        int, typer.Option(min=0, max=4, help="Ways in which the probe may change during the scan.")
+    ] = 0,
+    background: Annotated[bool, typer.Option(help="Fit counts that no wave makes.")] = False,
+    search_radius: Annotated[
+        float, typer.Option(min=0, help="Pixels; also try other positions at random.")
+    ] = 0.0,
+    device: Annotated[str, typer.Option(help="numpy, torch, torch:cpu, torch:cuda or cupy.")] = "numpy",
+    live: Annotated[
+        bool, typer.Option(help="Take the frames of a run as they come; the picture lies beside OUTPUT.")
+    ] = False,
     seed: SeedOption = 0,
     directory: DirectoryOption = Path("bcmi-data"),
 ) -> None:
@@ -273,17 +320,30 @@ def calibrate(
     from bcmi_beamline.reconstruction.ptychography import calibrate as engine
     from bcmi_beamline.scans import PtychographyScan
 
-    with _loaded(source, directory) as scan:
+    def checked(scan: Any) -> PtychographyScan:
         if not isinstance(scan, PtychographyScan):
             raise ValueError(f"{source}: holds a rocking scan; calibrate needs a ptychography scan")
-    with shown("Calibrating the modulator") as progress:
+        return scan
+
+    with contextlib.ExitStack() as opened:
+        if live:
+            scan = map(checked, opened.enter_context(_arriving(source, directory)))
+        else:
+            scan = checked(opened.enter_context(_loaded(source, directory)))
+        progress = opened.enter_context(shown("Calibrating the modulator"))
         modulator = engine(
             scan,
             iterations=iterations,
+            patience=patience,
             modes=modes,
+            variations=variations,
+            background=background,
             refine_positions=refine_positions,
+            search_radius=search_radius,
+            device=device,
             seed=seed,
             progress=progress,
+            show=_picture(output.with_suffix(".png")) if live else None,
         )
     data.write_modulator(output, modulator)
     print(f"{output}: {modulator!r}")

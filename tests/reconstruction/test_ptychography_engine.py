@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from bcmi_beamline.reconstruction.free_pixels import log_likelihood
 from bcmi_beamline.reconstruction.propagation import near_field_kernel, near_field_limit, propagate
 from bcmi_beamline.reconstruction.ptychography import _kernels as kernels
+from bcmi_beamline.reconstruction.ptychography import difference_map, epie
 from bcmi_beamline.reconstruction.ptychography._detector import PIXEL_SPREAD
 from bcmi_beamline.reconstruction.ptychography._devices import Processors
 from bcmi_beamline.reconstruction.ptychography._engine import Engine
@@ -217,7 +218,7 @@ def test_overlaps_are_those_of_the_fit():
 
 
 # -- engine ---------------------------------------------------------------------------------------
-def scene(n=48, frames=40, seed=1, change=None):
+def scene(n=48, frames=40, seed=1, change=None, whole=False):
     """Noise-free frames of a smooth complex object in a smooth beam, whole fields known."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:n, :n] - n // 2
@@ -229,6 +230,7 @@ def scene(n=48, frames=40, seed=1, change=None):
     smooth /= smooth.std()
     image = (1 - 0.1 * smooth[0] ** 2 / (1 + smooth[0] ** 2)) * np.exp(0.9j * smooth[1])
     offsets = np.column_stack([rng.uniform(2, height - n - 2, frames), rng.uniform(2, width - n - 2, frames)])
+    offsets = np.rint(offsets) if whole else offsets
     f = np.fft.fftfreq(n)
     data = []
     for j, (row, column) in enumerate(offsets):
@@ -467,3 +469,26 @@ def test_centre_of_mass_follows_a_shift(row, column):
     y, x = np.mgrid[:32, :32] - 16
     blob = np.exp(-(x**2 + y**2) / 9).astype(np.complex64)[None]
     np.testing.assert_allclose(centre_of_mass(shift_wave(blob, (row, column))), [row, column], atol=0.03)
+
+
+# -- reference algorithms -----------------------------------------------------------------------------
+@pytest.mark.parametrize("algorithm", [epie, difference_map])
+def test_reference_algorithms_find_the_object(algorithm):
+    """Whole-pixel positions, the probe a tenth too wide, the object from nothing."""
+    data, offsets, probe, image = scene(whole=True)
+    n = probe.shape[-1]
+    y, x = np.mgrid[:n, :n] - n // 2
+    start = probe[0] * np.exp((x**2 + y**2) / 600)
+    frames = np.fft.ifftshift(data, axes=(1, 2))
+    used = np.ones((n, n), bool)
+    used[3, 5:9] = False
+    frames[:, ~used] = 1e6
+    found, beam, r2 = algorithm(
+        frames, np.rint(offsets).astype(int), start, np.ones_like(image), used=used, iterations=60
+    )
+    assert found.dtype == beam.dtype == np.complex64
+    assert r2[-1] < 0.02 * r2[0]
+    light = engine().illumination()
+    inner = (light * found.conj() * image).sum()
+    match = abs(inner) / np.sqrt((light * abs(found) ** 2).sum() * (light * abs(image) ** 2).sum())
+    assert match > 0.85

@@ -111,6 +111,9 @@ class Engine:
         self._last_r2, self._age = np.inf, 0
         self._fy, self._fx = (np.fft.fftfreq(n) for n in shape)
         self._room = np.subtract(image.shape, shape)
+        self._confine = put(_taper(shape)) if self.detector.finer > 1 else None
+        """Where the probe may be. Light moved by one far field of a pixel, with the object that it meets, is
+        almost the same light: a wider field needs to be told that the beam stands in its middle."""
 
     # -- what it holds --------------------------------------------------------------------------------
     @property
@@ -256,6 +259,8 @@ class Engine:
         self.device.step(self._image, sums, step, 1 - damp_image, damp_image * float(sums.light.max()))
         light = (1 - damp_probe) * sums.power + damp_probe * float(sums.power.max())
         self._parts = self._parts + step * self.device.ifft2(sums.probe) / light
+        if self._confine is not None:
+            self._parts = self._parts * self._confine
         sums.probe *= 0
         sums.power *= 0
 
@@ -446,6 +451,14 @@ class Engine:
             row, column = np.rint(self.offsets[j]).astype(int)
             total[row : row + ny, column : column + nx] += power * self.gain[j] ** 2
         return total
+
+
+def _taper(shape: tuple[int, int]) -> np.ndarray:
+    """1 in the middle quarter of the area, falling to 0 half way from there to the edges; float32."""
+    y, x = (
+        np.cos(np.pi / 2 * np.clip(np.abs(np.arange(n) - n // 2) / (n / 8) - 2, 0, 1)) ** 2 for n in shape
+    )
+    return (y[:, None] * x).astype(np.float32)
 
 
 def _score(totals: np.ndarray) -> Score:
