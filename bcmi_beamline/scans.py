@@ -46,6 +46,10 @@ class RockingScan:
         (x, y) reading of the nanogoniometer, m; needed to place a calibrated modulator.
     count_cutoff : float, optional
         Counts at and above this are saturated.
+    sentinels : ndarray, (S, Ny, Nx), optional
+        Frames taken at the Bragg peak in between, that show how the crystal has drifted.
+    sentinel_after : ndarray, (S,), int, optional
+        Index in `frames` of the frame after which each sentinel was taken.
     metadata : dict
         Provenance: run uid, sample, calibration uid and hash.
     """
@@ -58,9 +62,16 @@ class RockingScan:
     modulator_position: tuple[float, float] | None = None
     count_cutoff: float | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
+    sentinels: np.ndarray | None = None
+    sentinel_after: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         _check_frames(self.frames, self.mask)
+        if self.sentinels is not None:
+            _check(self.sentinels.shape[1:] == self.mask.shape, "sentinels must have the shape of the frames")
+            after = np.asarray([] if self.sentinel_after is None else self.sentinel_after)
+            _check(after.shape == (len(self.sentinels),), "each sentinel needs its sentinel_after")
+            _check(bool(np.isin(after, np.arange(len(self.frames))).all()), "sentinel_after names no frame")
         _check(self.angles_deg.shape == (len(self.frames),), "one angle per frame is needed")
         _check(bool(np.isfinite(self.angles_deg).all()), "rocking angles must be finite")
         _check(self.flux is None or self.flux.shape == self.angles_deg.shape, "one flux per frame is needed")

@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from bcmi_beamline.reconstruction.modulation.operators import FrameOperator, RockingOperator
-from bcmi_beamline.reconstruction.modulation.slices import scale_to_counts, solve_waves
+from bcmi_beamline.reconstruction.fourier import fft2
+from bcmi_beamline.reconstruction.modulation.focus import focus
+from bcmi_beamline.reconstruction.modulation.operators import slow_transform
+from bcmi_beamline.reconstruction.modulation.refine import (
+    Problem,
+    Solution,
+    copy_of,
+    move,
+    refine,
+)
+from bcmi_beamline.reconstruction.modulation.slices import scale_to_counts, solve_wave
+from bcmi_beamline.reconstruction.modulation.synchronise import synchronise
+from bcmi_beamline.reconstruction.threads import each
+
+ENOUGH = 0.998
+"""Part of all counts at which the chain ends: what lies further out has too few photons to stand alone, and
+comes in when all frames are fitted together."""
+
+STEPS = 12
+"""Of descent for each frame."""
+
+NEIGHBOURS = 4
+"""Solved frames that foretell the next one: with a longer memory the phases drift."""
 
 
 def neighbour_weights(
@@ -56,28 +77,93 @@ def walk_outward(order: np.ndarray, start: int) -> Iterator[tuple[list[int], lis
         yield new, reached
 
 
-def extend(
-    operator: FrameOperator,
-    rocking: RockingOperator,
-    waves: np.ndarray,
-    targets: np.ndarray,
-    new: list[int],
-    reached: list[int],
-    thickness: float,
-    steps: int = 4,
-    neighbours: int = 4,
-) -> None:
-    """Foretell the waves of the frames `new` from the nearest of `reached`, and fit them to their frames.
+def extend(problem: Problem, waves: np.ndarray, frame: int, reached: list[int], steps: int) -> np.ndarray:
+    """Foretell the wave of `frame` from the nearest of `reached`, and fit it to its counts.
 
-    Works on `waves` (J, ny, nx) in place. The prediction sets the phase of a frame, its counts the scale.
+    The prediction sets the phase of the wave, the counts its scale.
+
+    Returns
+    -------
+    wave : ndarray, (ny, nx), complex64
     """
+    rocking, target = problem.rocking, problem.targets[frame]
     known = np.array(reached)
-    start = []
-    for j in new:
-        distance = np.abs(rocking.kappa[known] - rocking.kappa[j])
-        near = known[np.argsort(distance)[:neighbours]]
-        weights = neighbour_weights(rocking.kappa[near], rocking.kappa[j], thickness)
-        flat = waves[near] / rocking.tilt(near)
-        start.append(np.tensordot(weights.astype(np.float32), flat, 1) * rocking.tilt(slice(j, j + 1))[0])
-    guess = scale_to_counts(operator, np.stack(start), targets[new])
-    waves[new], _ = solve_waves(operator, guess, targets[new], steps)
+    near = known[np.argsort(np.abs(rocking.kappa[known] - rocking.kappa[frame]))[:NEIGHBOURS]]
+    weights = neighbour_weights(rocking.kappa[near], rocking.kappa[frame], problem.thickness)
+    flat = waves[near] / rocking.tilt(near)
+    guess = np.tensordot(weights.astype(np.float32), flat, 1) * rocking.tilt(slice(frame, frame + 1))[0]
+    guess = scale_to_counts(problem.operator, guess, target, frame)
+    return solve_wave(problem.operator, guess, target, frame, steps)[0]
+
+
+def chain(
+    problem: Problem, central: np.ndarray, frame: int, step: Callable[[float], None] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Solve frames from the `central` exit wave of one outward, each in phase with its neighbours.
+
+    Parameters
+    ----------
+    problem : Problem
+    central : ndarray, (ny, nx), complex64
+        Exit wave of `frame`.
+    frame : int
+    step : callable, optional
+        Given the part of the chain that is done.
+
+    Returns
+    -------
+    waves : ndarray, (J, ny, nx), complex64
+        In the light of each frame; 0 where the chain did not reach.
+    reached : ndarray of int
+        Frames solved, by rising kappa.
+    """
+    waves = np.zeros((len(problem.targets), *central.shape), np.complex64)
+    waves[frame] = central
+    order = np.argsort(problem.rocking.kappa)
+    reached = [frame]
+    total = float(problem.counts.sum())
+    for new, before in walk_outward(order, frame):
+        waves[new] = each(lambda j, before=before: extend(problem, waves, j, before, STEPS), new)
+        reached = before + new
+        done = float(problem.counts[reached].sum()) / total
+        if step is not None:
+            step(min(1.0, done / ENOUGH))
+        if done > ENOUGH:
+            break
+    return waves, order[np.isin(order, reached)]
+
+
+def combine(
+    problem: Problem,
+    waves: np.ndarray,
+    reached: np.ndarray,
+    shifts: np.ndarray | None = None,
+    passes: int = 2,
+) -> Solution:
+    """Crystal and support from the solved waves of a chain, moved back by the drift `shifts` (J, 2) in m.
+
+    What the chain leaves open is a smooth phase of the frames. It is looked for in the support
+    (`synchronise`) and in the crystal's density (`focus`); which of the answers is right, the data say:
+    each is fitted to the `reached` frames for a few passes, and the lowest misfit stays.
+    """
+    relative = waves[reached] / problem.amplitude[reached, None, None]
+    if shifts is not None:
+        tilt = problem.rocking.tilt(reached)
+        relative = move(fft2(relative / tilt), -(shifts / problem.metres_per_pixel)[reached]) * tilt
+    matrix = problem.matrix[reached]
+    back = matrix.conj().T
+    tried = []
+    for phases in focus(relative, problem.rocking.kappa[reached], matrix, problem.region):
+        turned = relative * np.exp(1j * phases).astype(np.complex64)[:, None, None]
+        image = slow_transform(back, turned)
+        tried.append((image, problem.tightened(image, 0.2, problem.region)))
+    image, support = relative, problem.region
+    turned = relative
+    for threshold in (0.12, 0.2, 0.25):
+        turned, image = synchronise(turned, matrix, support)
+        support = problem.tightened(image, threshold, support)
+    tried.append((image, support))
+    part = problem.only(reached)
+    fitted = [refine(part, Solution(image * support, support, shifts), passes) for image, support in tried]
+    best = min(fitted, key=lambda s: s.error[-1])
+    return copy_of(best)

@@ -8,42 +8,36 @@ from __future__ import annotations
 
 import numpy as np
 
-from bcmi_beamline.reconstruction.fourier import fft2, ifft2
+from bcmi_beamline.reconstruction.fourier import fft2
 from bcmi_beamline.reconstruction.modulation.operators import slow_transform
 from bcmi_beamline.reconstruction.modulation.refine import (
-    BLOCK,
     LARGEST_STEP,
     Problem,
     Solution,
     centre_shifts,
-    gradients,
-    implied_shifts,
+    move,
     newton_shift,
 )
-from bcmi_beamline.reconstruction.modulation.slices import solve_waves
-from bcmi_beamline.reconstruction.modulation.support import shrink_wrap
+from bcmi_beamline.reconstruction.modulation.slices import scale_to_counts, solve_wave
+from bcmi_beamline.reconstruction.threads import each
 
-SIGNIFICANT = 5.0
-"""`drift_significance` above which a drift is followed: below 1 without any (below 2 before the descent has
-settled), 15 at 2 nm a frame and 3e6 photons."""
+HELD, FREED = (120, (40, 70, 100)), (250, (40, 120))
+"""Iterations with the drift held and then free, and those after which the support is tightened. Freeing the
+drift in a loose support loses it."""
 
-
-def move(spectra: np.ndarray, shifts: np.ndarray) -> np.ndarray:
-    """Waves of 2D `spectra` moved by `shifts` (frames, 2) pixels along (columns, rows)."""
-    fy, fx = (np.fft.fftfreq(n) for n in spectra.shape[1:])
-    rows = np.exp(-2j * np.pi * np.multiply.outer(shifts[:, 1], fy)).astype(np.complex64)
-    columns = np.exp(-2j * np.pi * np.multiply.outer(shifts[:, 0], fx)).astype(np.complex64)
-    return ifft2(spectra * rows[:, :, None] * columns[:, None, :])
+SENTINEL_STEPS = 10
+"""Of descent from the central wave to that of a sentinel frame."""
 
 
 def align_waves(
     problem: Problem,
     waves: np.ndarray,
+    frames: np.ndarray,
     solution: Solution,
-    iterations: int,
     shifts: np.ndarray,
+    schedule: tuple[int, tuple[int, ...]],
     free: bool,
-    tighten_at: tuple[int, ...] = (),
+    measured: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> np.ndarray:
     """Find the crystal, the frames' phases and their drift that agree with the solved exit waves.
 
@@ -53,29 +47,34 @@ def align_waves(
     Parameters
     ----------
     problem : Problem
-    waves : ndarray, (J, ny, nx)
+    waves : ndarray, (m, ny, nx)
         Exit waves solved with the crystal taken to stand still, relative to the flux.
+    frames : ndarray, (m,)
+        Their indices in the scan.
     solution : Solution
         Its image and support are the start, and are replaced.
-    iterations : int
-    shifts : ndarray, (J, 2)
+    shifts : ndarray, (m, 2)
         Start of the drift, pixels along (columns, rows).
+    schedule : (int, tuple of int)
+        Iterations, and those after which the support is tightened.
     free : bool
-        Whether the drift may change; hold it until the support is tight.
-    tighten_at : tuple of int
-        Iterations after which the support is tightened.
+        Whether the drift may change.
+    measured : (values, weight), optional
+        Shifts known from sentinels, (m, 2) pixels, and how firmly each is held, (m,) from 0 to 1.
 
     Returns
     -------
-    shifts : ndarray, (J, 2)
+    shifts : ndarray, (m, 2)
     """
-    tilt = problem.rocking.tilt(slice(None))
+    matrix, tilt = problem.matrix[frames], problem.rocking.tilt(frames)
+    light = problem.counts[frames]
     spectra = fft2(waves / tilt)
-    back = problem.matrix.conj().T
+    back = matrix.conj().T
     ahead, age, last = solution.image, 0, np.inf
+    iterations, tighten_at = schedule
     for iteration in range(iterations):
         moved = move(spectra, -shifts)
-        foretold = slow_transform(problem.matrix, ahead) / tilt
+        foretold = slow_transform(matrix, ahead) / tilt
         overlap = np.einsum("jyx,jyx->j", moved.conj(), foretold)
         moved *= (overlap / np.maximum(np.abs(overlap), 1e-30)).astype(np.complex64)[:, None, None]
         residual = moved - foretold
@@ -87,47 +86,101 @@ def align_waves(
         ahead = following + np.float32(min((age - 1) / (age + 2), 0.98)) * (following - solution.image)
         solution.image = following
         if free:
-            step = newton_shift(foretold, residual)
-            shifts = centre_shifts(problem, shifts + np.clip(step, -LARGEST_STEP, LARGEST_STEP))
-        if problem.tighten and iteration in tighten_at:
-            solution.support = shrink_wrap(slow_transform(back, moved * tilt), problem.region, 0.2)
-            solution.image = solution.image * solution.support
-            ahead = solution.image
+            shifts = shifts + np.clip(newton_shift(foretold, residual), -LARGEST_STEP, LARGEST_STEP)
+            if measured is not None:
+                shifts = shifts + 0.1 * measured[1][:, None] * (measured[0] - shifts)
+            else:
+                shifts = centre_shifts(shifts, light)
+        if iteration in tighten_at:
+            whole = slow_transform(back, moved * tilt)
+            solution.support = problem.tightened(whole, 0.2, solution.support)
+            ahead = solution.image = solution.image * solution.support
             age, last = 0, np.inf
     return shifts
 
 
-def drift_significance(problem: Problem, solution: Solution) -> float:
-    """Square of the shifts that the data ask for over what photon noise alone makes of them.
+def find_drift(
+    problem: Problem,
+    waves: np.ndarray,
+    reached: np.ndarray,
+    solution: Solution,
+    measured: tuple[np.ndarray, np.ndarray] | None = None,
+) -> Solution:
+    """Crystal, support and drift from the exit waves of a chain.
 
-    A count stabilised as in `modulus_step` has variance 1/4, half of it along a given change of the wave;
-    so a shift has the variance ``1 / (8 ||dP/dx||^2)`` along each axis. Averaged over the light.
+    Parameters
+    ----------
+    problem : Problem
+    waves : ndarray, (J, ny, nx)
+        From `chain`.
+    reached : ndarray of int
+        Frames that the chain solved.
+    solution : Solution
+        Crystal and support found with the drift neglected.
+    measured : (values, weight), optional
+        From `sentinel_shifts`.
+
+    Returns
+    -------
+    Solution
+        With `shifts`, m; frames that were not reached get those of the nearest that was.
     """
-    waves = problem.waves(solution.image)
-    directions, _, _ = problem.descent(waves, solution.shifts)
-    shifts = centre_shifts(problem, implied_shifts(problem, waves, directions)) / problem.metres_per_pixel
-    slopes = gradients(waves / problem.rocking.tilt(slice(None)))
-    power = np.einsum("ajyx,ajyx->j", slopes.conj(), slopes).real / 2
-    return float(np.average(4 * power * (shifts**2).sum(axis=1), weights=problem.counts))
-
-
-def find_drift(problem: Problem, solution: Solution) -> Solution:
-    """Crystal, support and drift from the exit waves of the chain.
-
-    The chain's few steps leave the waves of a drifting crystal half way; they are solved to the end first,
-    then aligned, with the drift held until the support is tight.
-    """
-    waves = solution.waves
-    assert waves is not None, "the solution keeps no exit waves"
-    light = problem.amplitude[:, None, None]
-    waves = waves * light
-    for first in range(0, len(waves), BLOCK):
-        part = slice(first, first + BLOCK)
-        waves[part], _ = solve_waves(problem.operator, waves[part], problem.targets[part], 25)
-    waves /= light
+    relative = waves[reached] / problem.amplitude[reached, None, None]
     found = Solution(solution.image, solution.support)
-    shifts = np.zeros((len(waves), 2))
-    shifts = align_waves(problem, waves, found, 120, shifts, free=False, tighten_at=(40, 70, 100))
-    shifts = align_waves(problem, waves, found, 200, shifts, free=True, tighten_at=(40, 120))
-    found.shifts = shifts * problem.metres_per_pixel
+    known = None if measured is None else (measured[0][reached], measured[1][reached])
+    shifts = np.zeros((len(reached), 2)) if known is None else known[0].copy()
+    problem_and_waves = problem, relative, reached, found
+    shifts = align_waves(*problem_and_waves, shifts, HELD, free=False)
+    shifts = align_waves(*problem_and_waves, shifts, FREED, free=True, measured=known)
+    all_frames = np.arange(len(waves))
+    ordered = np.argsort(reached)
+    spread = [np.interp(all_frames, reached[ordered], shifts[ordered, axis]) for axis in (0, 1)]
+    found.shifts = np.stack(spread, axis=1) * problem.metres_per_pixel
     return found
+
+
+def sentinel_shifts(
+    problem: Problem, central: np.ndarray, frame: int, targets: np.ndarray, after: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Drift of every frame as the sentinel frames tell it.
+
+    A sentinel shows the crystal at its Bragg peak again, so that its exit wave is the `central` one, moved.
+
+    Parameters
+    ----------
+    problem : Problem
+    central : ndarray, (ny, nx), complex64
+        Exit wave of `frame`.
+    frame : int
+        The frame at the Bragg peak.
+    targets : ndarray, (S, Ny, Nx)
+        Sentinel frames, from `make_targets`.
+    after : ndarray, (S,)
+        Index of the frame after which each was taken.
+
+    Returns
+    -------
+    values : ndarray, (J, 2)
+        Pixels along (columns, rows), relative to `frame`, interpolated between sentinels.
+    weight : ndarray, (J,)
+        1 at a sentinel, less with the square root of the frames from it: as a random walk spreads.
+    """
+    operator, flat = problem.operator, problem.rocking.tilt(slice(frame, frame + 1))[0]
+    spectrum = fft2((central / flat)[None])
+
+    def shift_of(target: np.ndarray) -> np.ndarray:
+        start = scale_to_counts(operator, central, target, frame)
+        wave = solve_wave(operator, start, target, frame, SENTINEL_STEPS)[0] / flat
+        shift = np.zeros((1, 2))
+        for _ in range(30):
+            moved = move(spectrum, shift)[0]
+            turn = np.vdot(moved, wave) / max(float(np.vdot(moved, moved).real), 1e-30)
+            shift = shift + newton_shift(moved[None], (wave / turn - moved)[None])
+        return shift[0]
+
+    shifts = np.array(each(shift_of, targets))
+    all_frames = np.arange(len(problem.counts))
+    order = np.argsort(after)
+    values = np.stack([np.interp(all_frames, after[order], shifts[order, axis]) for axis in (0, 1)], axis=1)
+    distance = np.abs(all_frames[:, None] - after).min(axis=1)
+    return values, 1 / (1 + np.sqrt(distance))

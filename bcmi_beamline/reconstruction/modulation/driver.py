@@ -7,42 +7,40 @@ from typing import Literal
 
 import numpy as np
 
+from bcmi_beamline.geometry import Geometry
 from bcmi_beamline.reconstruction.free_pixels import free_pixels
 from bcmi_beamline.reconstruction.modes import align_trials, eigen_modes
-from bcmi_beamline.reconstruction.modulation.chain import extend, walk_outward
-from bcmi_beamline.reconstruction.modulation.drift import SIGNIFICANT, drift_significance, find_drift
+from bcmi_beamline.reconstruction.modulation.chain import chain, combine
+from bcmi_beamline.reconstruction.modulation.drift import find_drift, sentinel_shifts
 from bcmi_beamline.reconstruction.modulation.operators import (
     FrameOperator,
     RockingOperator,
     Window,
     place_modulator,
 )
-from bcmi_beamline.reconstruction.modulation.refine import Problem, Solution, refine
+from bcmi_beamline.reconstruction.modulation.refine import Problem, Solution, copy_of, refine
 from bcmi_beamline.reconstruction.modulation.slices import (
     frame_counts,
     make_targets,
     scale_to_counts,
+    sentinel_targets,
     solve_from_noise,
-    solve_waves,
+    solve_wave,
 )
 from bcmi_beamline.reconstruction.modulation.slicewise import iterate_slices, random_crystal
 from bcmi_beamline.reconstruction.modulation.support import (
     beam_at_crystal,
     sheared_box,
-    shrink_wrap,
     thickness_from_counts,
     window_around,
 )
-from bcmi_beamline.reconstruction.modulation.synchronise import synchronise
+from bcmi_beamline.reconstruction.threads import each, one_thread_per_product
 from bcmi_beamline.scans import Modulator, Reconstruction, RockingScan
 
 Progress = Callable[[float, str], None]
 Start = Literal["random", "probe"]
 Drift = Literal["auto", "free", "none"]
 Method = Literal["chain", "paper"]
-
-SYNCHRONISE_AT = (5, 8, 12, 16, 24, 32, 45, 60, 80, 100, 130, 160)
-"""Steps along the chain after which the phases are synchronised."""
 
 TRUST_NONE, TRUST_FULL = 0.7, 0.95
 """A frame is left out where less of its light than the first meets the trusted map, and counts fully above
@@ -51,8 +49,21 @@ the second."""
 SHARED = 0.9
 """Weight of the first mode from which on the best trials are one solution."""
 
-PILOT = 8
-"""Passes over all frames before a drift is looked for."""
+SUBSETS = 3
+"""Steps per pass over all frames, except in the last passes, which settle."""
+
+SETTLE = 3
+"""Passes of one step at the end."""
+
+PILOT = 3
+"""Passes in which a crystal that drifts and one that stands still compete."""
+
+DRIFT_GAIN = 0.02
+"""Part by which following a drift must lower the misfit of the free pixels, which no step has seen."""
+
+ANGLES_KEPT = 0.7
+"""Part of the angles that the detector takes in, within which the light of a crystal is followed to the
+modulator: what is diffracted further out is weak, and would land far from the rest."""
 
 LOOSE_SIZES = (0.8e-6, 1.2e-6, 1.6e-6)
 """Edges, m, of the windows in which a crystal is looked for when no beam was calibrated."""
@@ -63,7 +74,6 @@ def prepare(
     modulator: Modulator,
     *,
     support: np.ndarray | None = None,
-    oversampling: int = 1,
     free_fraction: float = 0.05,
     seed: int = 0,
 ) -> Problem:
@@ -75,8 +85,6 @@ def prepare(
     modulator : Modulator
     support : ndarray, (n_zeta, ny, nx), bool, optional
         On the grid of a result: `RockingOperator.voxel` and the object pixel, origin at ``n // 2``.
-    oversampling : int
-        Detector samples per pixel and axis.
     free_fraction : float
         Part of the pixels kept free.
     seed : int
@@ -88,17 +96,28 @@ def prepare(
         In one line, when the two cannot be reconciled.
     """
     geometry = scan.geometry.with_modulator(modulator.sample_distance)
-    shape = scan.frames.shape[1:]
-    pixel = (geometry.object_pixel(shape[0]), geometry.object_pixel(shape[1]))
-    patch, trusted = place_modulator(
-        modulator, scan, (shape[0] * oversampling, shape[1] * oversampling), pixel
-    )
+    ny, nx = scan.frames.shape[1:]
+    pixel = (geometry.object_pixel(ny), geometry.object_pixel(nx))
+    centres = light_centres(geometry, scan.angles_deg, pixel)
+    spread = [ANGLES_KEPT * geometry.wavelength * geometry.modulator_distance / (2 * p**2) for p in pixel]
+    half = [int(np.abs(centres[:, i]).max() + spread[i] + LOOSE_SIZES[-1] / pixel[i]) + 2 for i in (0, 1)]
+    field, trusted = place_modulator(modulator, scan, (2 * half[0], 2 * half[1]), pixel)
     targets = make_targets(scan, free_pixels(scan.frames.shape, scan.mask, free_fraction))
     flux = np.ones(len(targets)) if scan.flux is None else scan.flux / scan.flux.mean()
 
     def operator_on(window: Window) -> FrameOperator:
-        distances = geometry.wavelength, modulator.sample_distance, geometry.propagation_distance
-        return FrameOperator(patch, window, pixel, *distances, oversampling)
+        reach = [2 * int(np.ceil(n / 2 + s)) for n, s in zip(window.shape, spread, strict=True)]
+        return FrameOperator(
+            field,
+            window,
+            pixel,
+            geometry.wavelength,
+            modulator.sample_distance,
+            geometry.propagation_distance,
+            (ny, nx),
+            centres + window.centre,
+            (reach[0], reach[1]),
+        )
 
     if support is not None:
         window = Window((support.shape[1], support.shape[2]))
@@ -126,16 +145,17 @@ def prepare(
         region=region,
         thickness=thickness,
         tighten=support is None,
+        sentinels=None
+        if scan.sentinels is None
+        else (sentinel_targets(scan), np.asarray(scan.sentinel_after)),
     )
 
 
-def needed_oversampling(scan: RockingScan) -> int:
-    """2 where the walking beam, half a micrometre wide, leaves the field that the pixels allow; else 1."""
-    geometry = scan.geometry
-    field = geometry.wavelength * geometry.propagation_distance / geometry.pixel_size
-    turn = np.deg2rad(np.abs(scan.angles_deg).max()) * geometry.modulator_distance
-    walk = max(abs(turn * w) for w in geometry.walk_per_radian)
-    return 2 if walk + 0.5e-6 > 0.45 * field else 1
+def light_centres(geometry: Geometry, angles_deg: np.ndarray, pixel: tuple[float, float]) -> np.ndarray:
+    """Where the beam meets the modulator as the crystal rocks: (J, 2) pixels (row, column) from the axis."""
+    walk_x, walk_y = (geometry.modulator_distance * w for w in geometry.walk_per_radian)
+    turned = np.deg2rad(angles_deg)
+    return np.rint(np.stack([-turned * walk_y / pixel[0], turned * walk_x / pixel[1]], axis=1)).astype(int)
 
 
 def frame_trust(operator: FrameOperator, trusted: np.ndarray, rocking: RockingOperator) -> np.ndarray:
@@ -146,11 +166,17 @@ def frame_trust(operator: FrameOperator, trusted: np.ndarray, rocking: RockingOp
     """
     ny, nx = operator.window.shape
     disc = np.multiply.outer(np.hanning(ny + 2)[1:-1], np.hanning(nx + 2)[1:-1])
-    parts = []
-    for j in range(len(rocking.kappa)):
-        light = np.abs(operator.to_modulator(disc * rocking.tilt(slice(j, j + 1))[0])) ** 2
-        parts.append(light[trusted].sum() / light.sum())
-    return np.array(parts)
+
+    def part(j: int) -> float:
+        rows, columns = (operator.patch_indices(j, axis) + trusted.shape[axis] // 2 for axis in (0, 1))
+        known = trusted[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        if known.all():
+            return 1.0
+        wave = disc * rocking.tilt(slice(j, j + 1))[0]
+        light = np.abs(operator.to_modulator(wave.astype(np.complex64), j)) ** 2
+        return float(light[known].sum() / light.sum())
+
+    return np.array(each(part, range(len(rocking.kappa))))
 
 
 def find_window(
@@ -164,7 +190,7 @@ def find_window(
     From noise in ever larger windows, until what is found does not reach the edge of the window: the
     crystal is cut in a window that is too small, and noise fills all of it where the phases failed.
     """
-    brightest = targets[np.argmax(frame_counts(targets))]
+    brightest = int(np.argmax(frame_counts(targets)))
     pixel = operator_on(Window((2, 2))).pixel
     window = Window((2, 2))
     for size in LOOSE_SIZES:
@@ -173,11 +199,11 @@ def find_window(
         ]
         loose = Window((2 * half[0], 2 * half[1]))
         if not modulator.probe.any():
-            wave, _ = solve_from_noise(operator_on(loose), brightest, rng)
+            wave, _ = solve_from_noise(operator_on(loose), targets[brightest], brightest, rng)
         elif size < LOOSE_SIZES[-1]:
             continue
         else:
-            wave = beam_at_crystal(modulator, operator_on(loose))
+            wave = beam_at_crystal(modulator, operator_on(loose), brightest)
         window, whole = window_around(wave, loose)
         if whole:
             break
@@ -188,47 +214,11 @@ def central_wave(
     problem: Problem, frame: int, rng: np.random.Generator, modulator: Modulator | None = None
 ) -> np.ndarray:
     """Exit wave of the frame the chain begins with: from the calibrated beam, or from noise."""
-    target = problem.targets[frame]
+    operator, target = problem.operator, problem.targets[frame]
     if modulator is None:
-        return solve_from_noise(problem.operator, target, rng, np.any(problem.region, axis=0))[0]
-    beam = beam_at_crystal(modulator, problem.operator)[None]
-    start = scale_to_counts(problem.operator, beam, target[None])
-    return solve_waves(problem.operator, start, target[None], 10)[0][0]
-
-
-def chain(
-    problem: Problem, central: np.ndarray, frame: int, step: Callable[[float], None] | None = None
-) -> Solution:
-    """Solve all frames from the `central` exit wave of one outward, synchronising on the way.
-
-    Returns
-    -------
-    Solution
-        Crystal and support at the resolution of the waves; nothing has been refined together yet.
-    """
-    rocking, light = problem.rocking, problem.amplitude[:, None, None]
-    waves = np.zeros((len(problem.targets), *central.shape), np.complex64)
-    waves[frame] = central
-    total = len(waves)
-    support = problem.region
-    reached = [frame]
-    for k, (new, before) in enumerate(walk_outward(np.argsort(rocking.kappa), frame), 1):
-        extend(problem.operator, rocking, waves, problem.targets, new, before, problem.thickness)
-        reached = before + new
-        if k in SYNCHRONISE_AT:
-            turned, image = synchronise(waves[reached] / light[reached], problem.matrix[reached], support)
-            waves[reached] = turned * light[reached]
-            if problem.tighten:
-                support = shrink_wrap(image, problem.region, 0.12 + 0.13 * len(reached) / total)
-        if step is not None:
-            step(len(reached) / total)
-    waves /= light
-    image = waves
-    for _ in range(3):
-        waves, image = synchronise(waves, problem.matrix, support)
-        if problem.tighten:
-            support = shrink_wrap(image, problem.region, 0.25)
-    return Solution(image * support, support, waves=waves)
+        return solve_from_noise(operator, target, frame, rng, np.any(problem.region, axis=0))[0]
+    start = scale_to_counts(operator, beam_at_crystal(modulator, operator, frame), target, frame)
+    return solve_wave(operator, start, target, frame, 10)[0]
 
 
 def solve(
@@ -240,7 +230,7 @@ def solve(
     method: Method = "chain",
     report: Progress | None = None,
 ) -> Solution:
-    """One trial: central wave, chain, all frames together; and where it shows, the drift.
+    """One trial: central wave, chain, the drift where it shows, all frames together.
 
     Parameters
     ----------
@@ -257,7 +247,6 @@ def solve(
     report : callable, optional
         Given the fraction of the trial done and a line.
     """
-    frame = int(np.argmax(problem.counts) if modulator is None else np.argmin(np.abs(problem.rocking.kappa)))
 
     def say(fraction: float, line: str) -> None:
         if report is not None:
@@ -265,8 +254,8 @@ def solve(
 
     def after(_: int, state: Solution) -> None:
         done = len(state.error)
-        if problem.tighten and method == "chain" and done in (iterations // 4, iterations // 2):
-            state.support = shrink_wrap(state.image, problem.region, 0.2)
+        if method == "chain" and done <= 2 * iterations // 3:
+            state.support = problem.tightened(state.image, 0.2, state.support)
             state.image = state.image * state.support
         say(
             0.5 + 0.5 * min(done / iterations, 1),
@@ -274,19 +263,29 @@ def solve(
         )
 
     if method == "paper":
-        free_drift = drift == "free"
-        return iterate_slices(problem, random_crystal(problem, rng), iterations, after, free_drift)
+        return iterate_slices(problem, random_crystal(problem, rng), iterations, after, drift == "free")
+    frame = int(np.argmax(problem.counts) if modulator is None else np.argmin(np.abs(problem.rocking.kappa)))
     say(0.0, "central frame")
     central = central_wave(problem, frame, rng, modulator)
-    solution = chain(problem, central, frame, lambda done: say(0.05 + 0.45 * done, "frame by frame"))
-    pilot = min(PILOT, iterations)
-    solution = refine(problem, solution, pilot, after)
-    free_drift = drift == "free" or (drift == "auto" and drift_significance(problem, solution) > SIGNIFICANT)
-    if free_drift:
-        say(0.5 + 0.5 * pilot / iterations, "drift, from the exit waves")
-        moving = refine(problem, find_drift(problem, solution), pilot)
-        solution = min(solution, moving, key=lambda s: s.error[-1])
-    return refine(problem, solution, iterations - pilot, after, free_drift)
+    waves, reached = chain(problem, central, frame, lambda done: say(0.1 + 0.2 * done, "frame by frame"))
+    say(0.31, "phases of the frames")
+    solution = combine(problem, waves, reached)
+    moving = False
+    if drift != "none":
+        say(0.4, "drift, from the exit waves")
+        measured = None
+        if problem.sentinels is not None:
+            measured = sentinel_shifts(problem, central, frame, *problem.sentinels)
+        part = problem.only(reached)
+        still = refine(part, copy_of(solution), PILOT)
+        followed = refine(
+            part, find_drift(problem, waves, reached, solution, measured), PILOT, free_drift=True
+        )
+        moving = drift == "free" or followed.score < (1 - DRIFT_GAIN) * still.score
+        solution = copy_of(followed if moving else still)
+    settle = min(SETTLE, iterations)
+    solution = refine(problem, solution, iterations - settle, after, moving, 1 if moving else SUBSETS)
+    return refine(problem, solution, settle, after, moving)
 
 
 def reconstruct(
@@ -295,13 +294,12 @@ def reconstruct(
     *,
     trials: int = 1,
     seed: int = 0,
-    iterations: int = 40,
+    iterations: int = 10,
     support: np.ndarray | None = None,
     progress: Progress | None = None,
     method: Method = "chain",
     start: Start = "random",
     drift: Drift = "auto",
-    oversampling: int | None = None,
     free_fraction: float = 0.05,
 ) -> Reconstruction:
     """Reconstruct a crystal from a rocking curve taken through a calibrated modulator.
@@ -327,9 +325,6 @@ def reconstruct(
         Begin the first frame from noise, or from the beam of the calibration.
     drift : {"auto", "free", "none"}
         Follow the drift of the crystal across the beam where the data ask for it, always, or never.
-    oversampling : int, optional
-        Detector samples per pixel and axis; else 2 where the beam walks out of ``lambda d2 / p``, 1 where
-        it stays inside.
     free_fraction : float
         Part of the pixels kept free to judge by.
 
@@ -347,20 +342,19 @@ def reconstruct(
         raise ValueError(f"trials and iterations must be 1 at least, not {trials} and {iterations}")
     if start == "probe" and not modulator.probe.any():
         raise ValueError("start='probe' needs the calibrated beam, and this modulator has none: use 'random'")
-    fine = oversampling or needed_oversampling(scan)
-    options = {"oversampling": fine, "free_fraction": free_fraction, "seed": seed}
-    problem = prepare(scan, modulator, support=support, **options)
-    solutions = []
-    for trial in range(trials):
+    options = {"free_fraction": free_fraction, "seed": seed}
+    with one_thread_per_product():
+        problem = prepare(scan, modulator, support=support, **options)
+        solutions = []
+        for trial in range(trials):
 
-        def report(fraction: float, line: str, trial: int = trial) -> None:
-            if progress is not None:
-                progress((trial + fraction) / trials, f"trial {trial + 1} of {trials}: {line}")
+            def report(fraction: float, line: str, trial: int = trial) -> None:
+                if progress is not None:
+                    progress((trial + fraction) / trials, f"trial {trial + 1} of {trials}: {line}")
 
-        rng = np.random.default_rng((seed, trial))
-        solutions.append(
-            solve(problem, iterations, rng, modulator if start == "probe" else None, drift, method, report)
-        )
+            rng = np.random.default_rng((seed, trial))
+            known = modulator if start == "probe" else None
+            solutions.append(solve(problem, iterations, rng, known, drift, method, report))
     configuration = {
         "method": "bcmi" if method == "chain" else "bcmi-paper",
         "trials": trials,
@@ -380,7 +374,7 @@ def make_result(
     scan: RockingScan, problem: Problem, solutions: list[Solution], configuration: dict
 ) -> Reconstruction:
     """Rank trials by free log-likelihood and put what the best three share on a grid about the origin."""
-    ranked = sorted(solutions, key=lambda s: s.free_llk[-1] if np.isfinite(s.free_llk[-1]) else s.error[-1])
+    ranked = sorted(solutions, key=lambda s: s.score)
     best = ranked[0]
     modes, weights = eigen_modes(align_trials([s.image for s in ranked[:3]], with_twin=False, free_axes=(0,)))
     shared = modes[0] if weights[0] > SHARED else best.image  # nothing to share where a trial failed

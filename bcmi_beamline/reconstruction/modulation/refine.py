@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -14,11 +14,12 @@ from bcmi_beamline.reconstruction.modulation.operators import (
     slow_transform,
 )
 from bcmi_beamline.reconstruction.modulation.slices import descend, frame_counts
+from bcmi_beamline.reconstruction.modulation.support import shrink_wrap
+from bcmi_beamline.reconstruction.threads import each
 
-Update = Callable[[FrameOperator, np.ndarray, np.ndarray, np.ndarray | None], tuple[np.ndarray, np.ndarray]]
-
-BLOCK = 8
-"""Frames per transform: enough to fill the processors, few enough to stay in their cache."""
+Update = Callable[
+    [FrameOperator, np.ndarray, np.ndarray, int, np.ndarray | None], tuple[np.ndarray, float, float]
+]
 
 
 @dataclass
@@ -41,6 +42,8 @@ class Problem:
         Longest chord along z', m.
     tighten : bool
         Whether the support may shrink within `region`.
+    sentinels : (targets, after), optional
+        Sentinel frames (S, Ny, Nx), from `make_targets`, and the frame after which each was taken, (S,).
     """
 
     operator: FrameOperator
@@ -51,6 +54,7 @@ class Problem:
     region: np.ndarray
     thickness: float
     tighten: bool = True
+    sentinels: tuple[np.ndarray, np.ndarray] | None = None
     matrix: np.ndarray = field(init=False)
     frames: np.ndarray = field(init=False)
     norm: float = field(init=False)
@@ -61,8 +65,8 @@ class Problem:
         self.matrix = self.rocking.matrix(len(self.region))
         self.counts = frame_counts(self.targets)
         self.frames = np.flatnonzero(self.weight > 0)
-        squares = [np.square(t[t >= 0], dtype=float).sum() for t in self.targets]
-        self.norm = float(np.sum(squares * self.weight))
+        squares = each(lambda t: float(np.square(t[t >= 0]).sum(dtype=float)), self.targets)
+        self.norm = float(np.dot(squares, self.weight))
         self.free_count = int((self.targets[self.frames] <= -2).sum())
 
     @property
@@ -71,33 +75,47 @@ class Problem:
         py, px = self.operator.pixel
         return np.array([px, -py])
 
+    def only(self, frames: np.ndarray) -> Problem:
+        """The same problem with the weight of all other frames set to 0."""
+        weight = np.zeros_like(self.weight)
+        weight[frames] = self.weight[frames]
+        return replace(self, weight=weight)
+
+    def tightened(self, image: np.ndarray, threshold: float, support: np.ndarray) -> np.ndarray:
+        """Shrink-wrap of `image` within the region; `support` as it is where the support is known."""
+        return shrink_wrap(image, self.region, threshold) if self.tighten else support
+
     def waves(self, image: np.ndarray) -> np.ndarray:
         """Exit waves (J, ny, nx) of a crystal, in the light of each frame."""
         return self.amplitude[:, None, None] * slow_transform(self.matrix, image)
 
     def descent(
-        self, waves: np.ndarray, shifts: np.ndarray | None, update: Update = descend
+        self,
+        waves: np.ndarray,
+        shifts: np.ndarray | None,
+        update: Update = descend,
+        frames: np.ndarray | None = None,
     ) -> tuple[np.ndarray, float, float]:
-        """`update`, by default `descend`, for all trusted frames of `waves` (J, ny, nx), a few at a time.
+        """`update`, by default `descend`, for `frames`, by default all trusted ones, of `waves` (J, ny, nx).
 
         Returns
         -------
         directions : ndarray, (J, ny, nx)
-            0 for frames that are not trusted.
+            0 for all other frames.
         misfit : float
             Weighted.
         free : float
             Free log-likelihood, summed.
         """
         directions = np.zeros_like(waves)
-        misfit = free = 0.0
-        for first in range(0, len(self.frames), BLOCK):
-            part = self.frames[first : first + BLOCK]
-            moved = None if shifts is None else shifts[part]
-            directions[part], sums = update(self.operator, waves[part], self.targets[part], moved)
-            misfit += float(sums[:, 0] @ self.weight[part])
-            free += float(sums[:, 1].sum())
-        return directions, misfit, free
+
+        def one(j: int) -> tuple[float, float]:
+            moved = None if shifts is None else shifts[j]
+            directions[j], misfit, free = update(self.operator, waves[j], self.targets[j], j, moved)
+            return misfit * self.weight[j], free
+
+        misfit, free = np.sum(each(one, self.frames if frames is None else frames), axis=0)
+        return directions, float(misfit), float(free)
 
     def back(self, directions: np.ndarray) -> np.ndarray:
         """Descent direction of the crystal from those of the exit waves."""
@@ -107,19 +125,28 @@ class Problem:
 
 @dataclass
 class Solution:
-    """Where a trial stands: crystal, support, drift (J, 2) in m, its history, the exit waves of the chain."""
+    """Where a trial stands: crystal, support, drift (J, 2) in m, its history."""
 
     image: np.ndarray
     support: np.ndarray
     shifts: np.ndarray | None = None
     error: list[float] = field(default_factory=list)
     free_llk: list[float] = field(default_factory=list)
-    waves: np.ndarray | None = None
+
+    @property
+    def score(self) -> float:
+        """Free log-likelihood of the last pass, or its error where no pixels are free: lower is better."""
+        return self.free_llk[-1] if np.isfinite(self.free_llk[-1]) else self.error[-1]
 
     def record(self, problem: Problem, misfit: float, free: float) -> None:
         """Append the relative misfit and the mean free log-likelihood of one pass over the data."""
         self.error.append(float(np.sqrt(misfit / problem.norm)))
         self.free_llk.append(free / problem.free_count if problem.free_count else float("nan"))
+
+
+def copy_of(solution: Solution) -> Solution:
+    """Image, support and drift of a solution, with a new history."""
+    return Solution(solution.image, solution.support, solution.shifts)
 
 
 def refine(
@@ -128,6 +155,7 @@ def refine(
     iterations: int,
     after: Callable[[int, Solution], None] | None = None,
     free_drift: bool = False,
+    subsets: int = 1,
 ) -> Solution:
     """Nesterov-accelerated descent of the crystal within its support, restarted when the misfit rises.
 
@@ -145,20 +173,27 @@ def refine(
         Called with (iteration, solution) after each pass; may tighten the support.
     free_drift : bool
         Follow the drift as well, by the same pass's derivatives: it costs no transform of a frame.
+    subsets : int
+        Steps per pass, each on every `subsets`-th frame: faster as long as the crystal fills less than one
+        part in `subsets` of the field along zeta, since it is then sampled well enough by these alone.
     """
     ahead, age = solution.image, 0
+    parts = [problem.frames[n::subsets] for n in range(subsets)]
     for iteration in range(iterations):
-        waves = problem.waves(ahead)
-        directions, misfit, free = problem.descent(waves, solution.shifts)
+        misfit = free = 0.0
+        for frames in parts:
+            waves = problem.waves(ahead)
+            directions, seen, unseen = problem.descent(waves, solution.shifts, frames=frames)
+            misfit, free = misfit + seen, free + unseen
+            following = (ahead + np.float32(subsets) * problem.back(directions)) * solution.support
+            age += 1
+            ahead = following + np.float32((age - 1) / (age + 2)) * (following - solution.image)
+            solution.image = following
+            if free_drift:
+                follow_drift(problem, solution, waves, directions)
         solution.record(problem, misfit, free)
         if len(solution.error) > 1 and solution.error[-1] > solution.error[-2]:
-            age = 0
-        following = (ahead + problem.back(directions)) * solution.support
-        age += 1
-        ahead = following + np.float32((age - 1) / (age + 2)) * (following - solution.image)
-        solution.image = following
-        if free_drift:
-            follow_drift(problem, solution, waves, directions)
+            ahead, age = solution.image, 0
         if after is not None:
             after(iteration, solution)
             ahead = ahead * solution.support
@@ -175,6 +210,14 @@ def gradients(waves: np.ndarray) -> np.ndarray:
     fy, fx = (np.fft.fftfreq(n).astype(np.float32) for n in waves.shape[1:])
     factor = np.complex64(2j * np.pi)
     return np.stack([ifft2(spectrum * (factor * fx)), ifft2(spectrum * (factor * fy[:, None]))])
+
+
+def move(spectra: np.ndarray, shifts: np.ndarray) -> np.ndarray:
+    """Waves of 2D `spectra` moved by `shifts` (frames, 2) pixels along (columns, rows)."""
+    fy, fx = (np.fft.fftfreq(n) for n in spectra.shape[1:])
+    rows = np.exp(-2j * np.pi * np.multiply.outer(shifts[:, 1], fy)).astype(np.complex64)
+    columns = np.exp(-2j * np.pi * np.multiply.outer(shifts[:, 0], fx)).astype(np.complex64)
+    return ifft2(spectra * rows[:, :, None] * columns[:, None, :])
 
 
 def newton_shift(waves: np.ndarray, change: np.ndarray) -> np.ndarray:
@@ -199,9 +242,9 @@ def implied_shifts(problem: Problem, waves: np.ndarray, directions: np.ndarray) 
     return newton_shift(waves / tilt, directions / tilt) * problem.metres_per_pixel
 
 
-def centre_shifts(problem: Problem, shifts: np.ndarray) -> np.ndarray:
+def centre_shifts(shifts: np.ndarray, light: np.ndarray) -> np.ndarray:
     """Take off the mean over the light: a common shift of all frames is the place of the crystal."""
-    return shifts - np.average(shifts, axis=0, weights=problem.counts)
+    return shifts - np.average(shifts, axis=0, weights=light)
 
 
 def follow_drift(problem: Problem, solution: Solution, waves: np.ndarray, directions: np.ndarray) -> None:
@@ -210,4 +253,4 @@ def follow_drift(problem: Problem, solution: Solution, waves: np.ndarray, direct
     step = 2 * implied_shifts(problem, waves, directions)
     shifts = np.zeros_like(step) if solution.shifts is None else solution.shifts
     limit = LARGEST_STEP * min(problem.operator.pixel)
-    solution.shifts = centre_shifts(problem, shifts + np.clip(step, -limit, limit))
+    solution.shifts = centre_shifts(shifts + np.clip(step, -limit, limit), problem.counts)

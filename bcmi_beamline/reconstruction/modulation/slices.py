@@ -10,7 +10,8 @@ import numba
 import numpy as np
 
 from bcmi_beamline.reconstruction.fourier import to_corner
-from bcmi_beamline.reconstruction.modulation.operators import FrameOperator
+from bcmi_beamline.reconstruction.modulation.operators import FrameOperator, integrate_pixels
+from bcmi_beamline.reconstruction.threads import each
 from bcmi_beamline.scans import RockingScan
 
 ANSCOMBE = 0.375
@@ -32,7 +33,17 @@ def make_targets(scan: RockingScan, free: np.ndarray) -> np.ndarray:
         ``sqrt(I + 3/8)`` where a pixel is used; -1 where it is bad, saturated or not finite; ``-2 - I`` where
         it is free.
     """
-    counts = scan.frames.astype(np.float32)
+    return _pack(scan, scan.frames, free)
+
+
+def sentinel_targets(scan: RockingScan) -> np.ndarray:
+    """The same for the sentinel frames, (S, Ny, Nx), none of whose pixels is free."""
+    assert scan.sentinels is not None, "the scan has no sentinels"
+    return _pack(scan, scan.sentinels, np.zeros(scan.sentinels.shape, bool))
+
+
+def _pack(scan: RockingScan, frames: np.ndarray, free: np.ndarray) -> np.ndarray:
+    counts = frames.astype(np.float32)
     bad = scan.mask | ~np.isfinite(counts) | (counts < 0)
     if scan.count_cutoff is not None:
         bad |= counts >= scan.count_cutoff
@@ -44,120 +55,136 @@ def make_targets(scan: RockingScan, free: np.ndarray) -> np.ndarray:
 
 def frame_counts(targets: np.ndarray) -> np.ndarray:
     """Counts in the pixels in use of each frame, (J,)."""
-    return np.array([(t[t >= 0].astype(float) ** 2 - ANSCOMBE).sum() for t in targets])
+    return np.array(each(lambda t: float(np.sum(np.square(t[t >= 0], dtype=float) - ANSCOMBE)), targets))
 
 
-@numba.njit(cache=True, nogil=True, fastmath=True)
-def modulus_step(psi: np.ndarray, targets: np.ndarray, oversampling: int) -> np.ndarray:  # pragma: no cover
-    """Turn detector waves into the descent direction of the variance-stabilised misfit, in place.
+@numba.njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
+def _factors(
+    counts: np.ndarray, target: np.ndarray, factor: np.ndarray
+) -> tuple[float, float]:  # pragma: no cover
+    """Of `modulus_step`: the factor of every pixel, the misfit and the free log-likelihood."""
+    misfit, free = 0.0, 0.0
+    one, zero, offset = np.float32(1), np.float32(0), np.float32(0.375)
+    for row in range(target.shape[0]):
+        line = zero
+        for column in range(target.shape[1]):
+            seen = target[row, column]
+            used = one if seen >= zero else zero
+            modulus = np.sqrt(counts[row, column] + offset)
+            line += used * (modulus - seen) * (modulus - seen)
+            factor[row, column] = used * (seen / modulus - one)
+        misfit += line
+        for column in range(target.shape[1]):
+            if target[row, column] <= -2:
+                seen = -2 - target[row, column]
+                free += counts[row, column] - seen
+                if seen > 0:
+                    free += seen * np.log(seen / max(counts[row, column], np.float32(1e-6)))
+    return misfit, free  # pyright: ignore[reportReturnType]
 
-    The misfit is ``L = sum (sqrt(I_c + 3/8) - sqrt(I_o + 3/8))^2`` over the pixels in use, its descent
-    direction ``-dL/d psi* = (sqrt(I_o + 3/8) / sqrt(I_c + 3/8) - 1) psi``, 0 elsewhere.
+
+@numba.njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
+def modulus_step(
+    psi: np.ndarray, target: np.ndarray, neighbour: float
+) -> tuple[float, float]:  # pragma: no cover
+    """Turn a detector wave into the descent direction of the variance-stabilised misfit, in place.
+
+    The misfit is ``L = sum (sqrt(I_c + 3/8) - sqrt(I_o + 3/8))^2`` over the pixels in use, with I_c the
+    intensity integrated over the pixel, ``I_c = S |psi|^2``. Its descent direction is ``-dL/d psi* =
+    psi S^T f`` with ``f = sqrt(I_o + 3/8) / sqrt(I_c + 3/8) - 1``, 0 elsewhere.
 
     Parameters
     ----------
-    psi : ndarray, (frames, V Ny, V Nx), complex64
-    targets : ndarray, (frames, Ny, Nx), float32
+    psi : ndarray, (Ny, Nx), complex64
+    target : ndarray, (Ny, Nx), float32
         From `make_targets`.
-    oversampling : int
-        V.
+    neighbour : float
+        Of the stencil S, `integrate_pixels`.
 
     Returns
     -------
-    ndarray, (frames, 2), float64
-        Misfit L and the free log-likelihood summed over the free pixels.
+    misfit, free : float
+        Misfit L, and the free log-likelihood summed over the free pixels.
     """
-    v = oversampling
-    sums = np.zeros((len(psi), 2))
-    for j in range(len(psi)):
-        for row in range(targets.shape[1]):
-            misfit = np.float32(0)
-            free = np.float32(0)
-            for column in range(targets.shape[2]):
-                target = targets[j, row, column]
-                counts = np.float32(0)
-                for a in range(v):
-                    for b in range(v):
-                        x = psi[j, v * row + a, v * column + b]
-                        counts += x.real * x.real + x.imag * x.imag
-                factor = np.float32(0)
-                if target >= 0:
-                    modulus = np.sqrt(counts + np.float32(0.375))
-                    misfit += (modulus - target) ** 2
-                    factor = target / modulus - np.float32(1)
-                elif target <= -2:
-                    seen = -2 - target
-                    free += counts - seen
-                    if seen > 0:
-                        free += seen * np.log(seen / max(counts, np.float32(1e-6)))
-                for a in range(v):
-                    for b in range(v):
-                        psi[j, v * row + a, v * column + b] *= factor
-            sums[j, 0] += misfit
-            sums[j, 1] += free
-    return sums
+    ny, nx = psi.shape
+    point = np.empty((ny, nx), np.float32)
+    counts = np.empty((ny, nx), np.float32)
+    for row in range(ny):
+        for column in range(nx):
+            x = psi[row, column]
+            point[row, column] = x.real * x.real + x.imag * x.imag
+    integrate_pixels(point, neighbour, counts)
+    misfit, free = _factors(counts, target, point)
+    integrate_pixels(point, neighbour, counts)
+    for row in range(ny):
+        for column in range(nx):
+            psi[row, column] *= counts[row, column]
+    return misfit, free
 
 
 def descend(
-    operator: FrameOperator, waves: np.ndarray, targets: np.ndarray, shifts: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Descent step at exit waves (frames, ny, nx), and the sums of `modulus_step`.
+    operator: FrameOperator,
+    wave: np.ndarray,
+    target: np.ndarray,
+    frame: int,
+    shift: np.ndarray | None = None,
+) -> tuple[np.ndarray, float, float]:
+    """Descent step at one exit wave (ny, nx), and the sums of `modulus_step`.
 
     The length of the step is stable: one over the most light that the modulator passes anywhere, which is
     1 but for a map that rings.
     """
-    psi = operator.forward(waves, shifts)
-    sums = modulus_step(psi, targets, operator.oversampling)
-    return operator.step * operator.adjoint(psi, shifts), sums
+    psi = operator.forward(wave, frame, shift)
+    misfit, free = modulus_step(psi, target, operator.neighbour)
+    return operator.step * operator.adjoint(psi, frame, shift), misfit, free
 
 
-def solve_waves(
+def solve_wave(
     operator: FrameOperator,
-    waves: np.ndarray,
-    targets: np.ndarray,
+    wave: np.ndarray,
+    target: np.ndarray,
+    frame: int,
     steps: int,
     momentum: float = 0.9,
-    shifts: np.ndarray | None = None,
     inside: np.ndarray | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Improve exit waves (frames, ny, nx) by accelerated descent, each frame on its own.
+) -> tuple[np.ndarray, float]:
+    """Improve one exit wave (ny, nx) by accelerated descent on its own frame.
 
     Returns
     -------
-    waves : ndarray
-    misfit : ndarray, (frames,)
+    wave : ndarray
+    misfit : float
         At the last step.
     """
-    velocity = np.zeros_like(waves)
-    sums = np.zeros((len(waves), 2))
+    velocity, misfit = np.zeros_like(wave), 0.0
     for _ in range(steps):
-        direction, sums = descend(operator, waves, targets, shifts)
+        direction, misfit, _ = descend(operator, wave, target, frame)
         velocity *= np.float32(momentum)
         velocity += direction
         if inside is not None:
             velocity *= inside
-        waves = waves + velocity
-    return waves, sums[:, 0]
+        wave = wave + velocity
+    return wave, misfit
 
 
-def scale_to_counts(operator: FrameOperator, waves: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Give each exit wave the counts of its frame."""
-    used = targets >= 0
-    model = (operator.intensity(operator.forward(waves)) * used).sum(axis=(-2, -1))
-    seen = np.where(used, targets**2 - ANSCOMBE, 0).sum(axis=(-2, -1))
-    scale = np.sqrt(np.maximum(seen, 0) / np.maximum(model, 1e-12))
-    return waves * scale[:, None, None].astype(np.float32)
+def scale_to_counts(operator: FrameOperator, wave: np.ndarray, target: np.ndarray, frame: int) -> np.ndarray:
+    """Give an exit wave the counts of its frame."""
+    used = target >= 0
+    model = operator.intensity(operator.forward(wave, frame))[used].sum(dtype=float)
+    seen = (target[used] ** 2 - np.float32(ANSCOMBE)).sum(dtype=float)
+    return wave * np.float32(np.sqrt(max(seen, 0) / max(model, 1e-12)))
 
 
 def reflect_from_noise(
     operator: FrameOperator,
-    targets: np.ndarray,
+    target: np.ndarray,
+    frame: int,
     rng: np.random.Generator,
     region: np.ndarray,
     steps: int,
     relaxation: float = 0.99,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Exit waves of frames from noise: reflections, then descent.
+) -> tuple[np.ndarray, float]:
+    """Exit wave of a frame from noise: reflections, then descent.
 
     Relaxed averaged alternating reflections (D. R. Luke, Inverse Problems 21, 37 (2005)) between the
     measured moduli and the waves that the window can send to the detector. Descent alone stagnates on
@@ -166,8 +193,10 @@ def reflect_from_noise(
     Parameters
     ----------
     operator : FrameOperator
-    targets : ndarray, (frames, Ny, Nx)
+    target : ndarray, (Ny, Nx)
         From `make_targets`.
+    frame : int
+        Its index in the scan.
     rng : Generator
     region : ndarray, (ny, nx), bool
         In-plane support.
@@ -177,24 +206,25 @@ def reflect_from_noise(
 
     Returns
     -------
-    waves : ndarray, (frames, ny, nx), complex64
-    misfit : ndarray, (frames,)
+    wave : ndarray, (ny, nx), complex64
+    misfit : float
     """
-    noise = rng.normal(size=(len(targets), *region.shape, 2)).astype(np.float32).view(np.complex64)[..., 0]
-    psi = operator.forward(scale_to_counts(operator, noise * region, targets))
+    noise = rng.normal(size=(*region.shape, 2)).astype(np.float32).view(np.complex64)[..., 0]
+    psi = operator.forward(scale_to_counts(operator, noise * region, target, frame), frame)
     beta = np.float32(relaxation)
     for _ in range(steps):
         change = psi.copy()
-        modulus_step(change, targets, operator.oversampling)  # P_B psi = psi + change, P_B the moduli
+        modulus_step(change, target, operator.neighbour)  # P_B psi = psi + change, P_B the moduli
         reflected = psi + 2 * change
-        sent = operator.forward(operator.inverse(reflected, regularisation=0.01) * region)  # P_A, the window
-        psi += (1 - 2 * beta) * change + beta * (sent - psi)
-    return solve_waves(operator, operator.inverse(psi) * region, targets, 40, inside=region)
+        sent = operator.forward(operator.inverse(reflected, frame, regularisation=0.01) * region, frame)
+        psi += (1 - 2 * beta) * change + beta * (sent - psi)  # sent: P_A, the window
+    return solve_wave(operator, operator.inverse(psi, frame) * region, target, frame, 40, inside=region)
 
 
 def solve_from_noise(
     operator: FrameOperator,
     target: np.ndarray,
+    frame: int,
     rng: np.random.Generator,
     inside: np.ndarray | None = None,
     steps: int = 150,
@@ -209,6 +239,8 @@ def solve_from_noise(
     operator : FrameOperator
     target : ndarray, (Ny, Nx)
         From `make_targets`.
+    frame : int
+        Its index in the scan.
     rng : Generator
     inside : ndarray, (ny, nx), bool, optional
         In-plane support.
@@ -225,10 +257,13 @@ def solve_from_noise(
     """
     region = np.ones(operator.window.shape, bool) if inside is None else inside
     tried: list[tuple[float, np.ndarray]] = []
+
+    def attempt(own: np.random.Generator) -> tuple[float, np.ndarray]:
+        wave, misfit = reflect_from_noise(operator, target, frame, own, region, steps)
+        return misfit, wave
+
     for _ in range(rounds):
-        pair = np.stack([target, target])
-        waves, misfit = reflect_from_noise(operator, pair, rng, region, steps)
-        tried = sorted([*tried, *zip(misfit.tolist(), waves, strict=True)], key=lambda t: t[0])
+        tried = sorted([*tried, *each(attempt, rng.spawn(2))], key=lambda t: t[0])
         a, b = tried[0][1], tried[1][1]
         if abs(np.vdot(a, b)) > 0.9 * np.linalg.norm(a) * np.linalg.norm(b):
             break

@@ -17,12 +17,12 @@ from bcmi_beamline.reconstruction.modulation.slices import modulus_step
 
 
 def replace_moduli(
-    operator: FrameOperator, waves: np.ndarray, targets: np.ndarray, shifts: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Change of exit waves (frames, ny, nx) under the modulus constraint, and the sums of `modulus_step`."""
-    psi = operator.forward(waves, shifts)
-    sums = modulus_step(psi, targets, operator.oversampling)
-    return operator.inverse(psi, shifts), sums
+    operator: FrameOperator, wave: np.ndarray, target: np.ndarray, frame: int, shift: np.ndarray | None
+) -> tuple[np.ndarray, float, float]:
+    """Change of an exit wave (ny, nx) under the modulus constraint, and the sums of `modulus_step`."""
+    psi = operator.forward(wave, frame, shift)
+    misfit, free = modulus_step(psi, target, operator.neighbour)
+    return operator.inverse(psi, frame, shift), misfit, free
 
 
 def iterate_slices(

@@ -40,15 +40,14 @@ def thickness_from_counts(counts: np.ndarray, kappa: np.ndarray) -> float:
     return float(lags[correlation > np.clip(4 * noise, 0.001, 0.005)][-1])
 
 
-def beam_at_crystal(modulator: Modulator, operator: FrameOperator) -> np.ndarray:
-    """Carry the calibrated beam back from the modulator to the crystal: the central exit wave, (ny, nx)."""
+def beam_at_crystal(modulator: Modulator, operator: FrameOperator, frame: int) -> np.ndarray:
+    """Carry the calibrated beam back from the modulator: the exit wave of `frame`, (ny, nx)."""
     sides = []
-    for n, p, m in zip(modulator.probe.shape[1:], operator.pixel, operator.modulator.shape, strict=True):
+    for axis, (n, p) in enumerate(zip(modulator.probe.shape[1:], operator.pixel, strict=True)):
         source = (np.arange(n) - n // 2) * modulator.pixel_size
-        target = (np.arange(m) - m // 2) * p
-        sides.append(np.fft.ifftshift(sinc_matrix(target, source), axes=0))
+        sides.append(sinc_matrix(operator.patch_indices(frame, axis) * p, source))
     beam = sides[0] @ modulator.probe[0] @ sides[1].T
-    return operator.from_modulator(beam.astype(np.complex64))
+    return operator.from_modulator(beam.astype(np.complex64), frame)
 
 
 def window_around(
