@@ -90,6 +90,7 @@ def install_displays(session: Session) -> None:
     from bcmi_beamline.session import RunProgress
 
     best_effort = BestEffortCallback()
+    best_effort.disable_baseline()  # stored with every run; two dozen lines a scan are no help at a prompt
     if is_re_worker_active() or not _has_window():
         best_effort.disable_plots()
     session.RE.subscribe(best_effort)

@@ -222,8 +222,11 @@ def _pause(seconds: float) -> Iterator[str]:
 
 
 def _first_line(error: object) -> str:
-    text = str(error).removeprefix("Request failed: ")
-    return " ".join(text.split())
+    """What an error says, without what its sender wrapped around it."""
+    text = " ".join(str(error).split()).split(" Plan: {")[0]
+    for wrapping in ("Request failed: ", "Failed to add an item: ", "Plan validation failed: "):
+        text = text.removeprefix(wrapping)
+    return text
 
 
 def _last_error(log: str) -> str:
