@@ -7,14 +7,13 @@ target is refused, or None. Nothing orders axes that move at once, so every pose
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from bcmi_beamline.config import DiffractometerConfig, NanogoniometerConfig
 from bcmi_beamline.devices import pose_math
 
 Span = tuple[float, float]
-Vector3 = tuple[float, float, float]
 
 CIRCLES: tuple[str, ...] = ("mu", "eta", "phi", "nu", "delta")
 CARRIES_MODULATOR = ("mu", "eta")
@@ -40,7 +39,7 @@ def is_out(config: NanogoniometerConfig, spans: Mapping[str, Span]) -> bool:
 
 def refuse_modulator(
     config: NanogoniometerConfig,
-    pivot: Vector3,
+    pivot: Sequence[float],
     spans: Mapping[str, Span],
     now: Mapping[str, float],
     axis: str,
@@ -52,8 +51,8 @@ def refuse_modulator(
 
     Parameters
     ----------
-    pivot : tuple of float
-        Point about which the tilts turn, um.
+    pivot : sequence of float
+        What the tilts turn about (`pose_math`).
     spans, now : mapping
         Of x, y, z (um), mchi, mphi (deg): spans, and readbacks.
     axis, target : str, float

@@ -27,7 +27,10 @@ PIVOT_REACH_UM = 1000.0
 
 
 class Pivot(Signal):
-    """Point about which the tilts turn, (3,), um; starts as surveyed."""
+    """Point about which the tilts turn, (3,), um; starts as surveyed.
+
+    With two more numbers, (5,), the readings (mchi, mphi), deg, at which the translations run along the beam.
+    """
 
     def __init__(self, *args, parent: Nanogoniometer, **kwargs) -> None:
         kwargs["value"] = np.array(parent.config.pivot_um, float)
@@ -43,7 +46,8 @@ class Pivot(Signal):
         """
         assert isinstance(self.parent, Nanogoniometer)
         surveyed, new = np.array(self.parent.config.pivot_um), np.asarray(value, float)
-        if new.shape != (3,) or not np.abs(new - surveyed).max() <= PIVOT_REACH_UM:
+        known = new.shape in ((3,), (5,)) and np.isfinite(new).all()
+        if not known or np.abs(new[:3] - surveyed).max() > PIVOT_REACH_UM:
             raise LimitError(
                 f"{self.name}: {new.tolist()} um is not within {PIVOT_REACH_UM:g} um of the surveyed "
                 f"{surveyed.tolist()}: survey it again and correct nanogoniometer.pivot_um"
@@ -78,10 +82,10 @@ class Nanogoniometer(Device):
         super().__init__(prefix, name=name, **kwargs)
 
     @property
-    def pivot_um(self) -> tuple[float, float, float]:
-        """Point about which the tilts turn: as surveyed, until `pivot` is set to a calibrated one."""
+    def pivot_um(self) -> tuple[float, ...]:
+        """What the tilts turn about (`pose_math`): as surveyed, until `pivot` is set to a calibrated one."""
         point: Any = self.pivot.get()
-        return float(point[0]), float(point[1]), float(point[2])
+        return tuple(float(value) for value in point)
 
     # -- where it is ------------------------------------------------------------------------------
     def where(self) -> dict[str, float]:

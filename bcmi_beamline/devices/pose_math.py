@@ -3,6 +3,10 @@
 A point at stage coordinates p stands at ``R (p + t - c) + c``: t the translations (x, y, z), c the pivot,
 ``R = R_y(mphi) R_x(mchi)``, all in micrometres in the frame (x', y', z') whose origin lies on the beam axis
 `distance_at_z0_um` behind the crystal. The membrane is the plane p_z = 0, its centre p = 0.
+
+A `pivot` is c, (3,), or c followed by the readings (mchi, mphi), deg, at which the translations run along the
+frame, (5,): tilts count from there. A stage that reads 1.5 deg there turns a lever of 5 mm by 131 um.
+Distances were surveyed with the tilts reading zero, and stay what they were there.
 """
 
 from __future__ import annotations
@@ -17,6 +21,16 @@ AXES = ("x", "y", "z", "mchi", "mphi")
 """Nanogoniometer axes: translations in um, tilts in deg."""
 
 
+def split_pivot(pivot) -> tuple[np.ndarray, tuple[float, float], float]:
+    """Pivot (3,), um; readings (mchi, mphi) at which the stage is level, deg; what z reads too little, um."""
+    values = np.asarray(pivot, float)
+    if len(values) == 3:
+        return values, (0.0, 0.0), 0.0
+    c, level = values[:3], (float(values[3]), float(values[4]))
+    lever = np.array([-c[0], -c[1], 0.0])
+    return c, level, float((tilt_matrix(-level[0], -level[1]).T @ lever)[2])
+
+
 def tilt_matrix(mchi: float, mphi: float) -> np.ndarray:
     """``R_y(mphi) R_x(mchi)`` of tilts in degrees, shape (3, 3)."""
     return rotation_matrix("y", np.deg2rad(mphi)) @ rotation_matrix("x", np.deg2rad(mchi))
@@ -24,8 +38,9 @@ def tilt_matrix(mchi: float, mphi: float) -> np.ndarray:
 
 def position(point, translation, mchi: float, mphi: float, pivot) -> np.ndarray:
     """Where a point of the stage stands, um, shape (3,): ``R (p + t - c) + c``."""
-    p, t, c = (np.asarray(vector, float) for vector in (point, translation, pivot))
-    return tilt_matrix(mchi, mphi) @ (p + t - c) + c
+    p, t = (np.asarray(vector, float) for vector in (point, translation))
+    c, level, raised = split_pivot(pivot)
+    return tilt_matrix(mchi - level[0], mphi - level[1]) @ (p + t + [0, 0, raised] - c) + c
 
 
 def beam_on_membrane(translation, mchi: float, mphi: float, pivot) -> tuple[np.ndarray, float]:
@@ -43,8 +58,9 @@ def beam_on_membrane(translation, mchi: float, mphi: float, pivot) -> tuple[np.n
     ValueError
         When the membrane is edge-on to the beam.
     """
-    t, c = np.asarray(translation, float), np.asarray(pivot, float)
-    turn = tilt_matrix(mchi, mphi)
+    c, level, raised = split_pivot(pivot)
+    t = np.asarray(translation, float) + np.array([0.0, 0.0, raised])
+    turn = tilt_matrix(mchi - level[0], mphi - level[1])
     normal = turn[:, 2]
     if normal[2] < 0.01:
         raise ValueError(f"the membrane is edge-on to the beam at mchi {mchi:g}, mphi {mphi:g} deg")
@@ -88,10 +104,12 @@ def pivot_compensation(
     tuple of float
         x, y, z at the new tilts, um: ``t + (R1^T - R0^T)(b - c)``, b the beam's point on the membrane.
     """
-    c = np.asarray(pivot, float)
-    _, height = beam_on_membrane((x, y, z), *from_tilt, c)
+    c, level, _ = split_pivot(pivot)
+    _, height = beam_on_membrane((x, y, z), *from_tilt, pivot)
     lever = np.array([0, 0, height]) - c
-    x, y, z = np.array([x, y, z]) + (tilt_matrix(mchi, mphi).T - tilt_matrix(*from_tilt).T) @ lever
+    before = tilt_matrix(from_tilt[0] - level[0], from_tilt[1] - level[1])
+    after = tilt_matrix(mchi - level[0], mphi - level[1])
+    x, y, z = np.array([x, y, z]) + (after.T - before.T) @ lever
     return float(x), float(y), float(z)
 
 
@@ -101,10 +119,9 @@ def carried(
     """Pose that keeps the modulator where it is while what carries it turns about the crystal.
 
     With ``C`` the turn of the carrier, a point of the stage stands at ``C (R (p + t - c) + c + d)``, ``d``
-    the origin seen from the crystal. The modulator is taken to stand perpendicular as it is held: R counts
-    from there, and the pivot, which is known in the frame of the readings, is turned into that frame. Its
-    normal and its point on the beam are kept; a turn in its own plane, the product of the turns about x' and
-    y', is left.
+    the origin seen from the crystal. The membrane's normal and its point on the beam are kept; a turn in its
+    own plane, of the product of the turns about x' and y', is left. Where the level of the stage is not
+    known (a pivot (3,)), the pose held is taken for it.
 
     Parameters
     ----------
@@ -112,26 +129,28 @@ def carried(
         x, y, z (um), mchi, mphi (deg) before the carrier turns.
     turn : ndarray, (3, 3)
         Rotation of the carrier about the crystal in the frame (x', y', z').
-    pivot : array_like, (3,)
-        um.
+    pivot : array_like, (3,) or (5,)
 
     Returns
     -------
     dict
         The five readings that keep it there.
     """
+    if len(pivot) == 3:
+        pivot = (*pivot, pose["mchi"], pose["mphi"])
+    c, level, _ = split_pivot(pivot)
     translation = np.array([pose[axis] for axis in AXES[:3]])
     d = np.array([0.0, 0.0, distance_at_z0_um])
+    before = tilt_matrix(pose["mchi"] - level[0], pose["mphi"] - level[1])
     _, height = beam_on_membrane(translation, pose["mchi"], pose["mphi"], pivot)
     on_beam = np.array([0.0, 0.0, height])
-    c = on_beam - tilt_matrix(pose["mchi"], pose["mphi"]).T @ (on_beam - np.asarray(pivot, float))
-    normal = turn.T[:, 2]
+    normal = turn.T @ before[:, 2]
     mchi = float(np.rad2deg(-np.arcsin(normal[1])))
     mphi = float(np.rad2deg(np.arctan2(normal[0], normal[2])))
     stands = turn.T @ (on_beam + d) - d
-    moved = translation + tilt_matrix(mchi, mphi).T @ (stands - c) - (on_beam - c)
+    moved = translation + tilt_matrix(mchi, mphi).T @ (stands - c) - before.T @ (on_beam - c)
     x, y, z = (float(value) for value in moved)
-    return {"x": x, "y": y, "z": z, "mchi": pose["mchi"] + mchi, "mphi": pose["mphi"] + mphi}
+    return {"x": x, "y": y, "z": z, "mchi": mchi + level[0], "mphi": mphi + level[1]}
 
 
 def clearance(z, mchi, mphi, pivot, distance_at_z0_um: float = 0.0):
@@ -139,11 +158,11 @@ def clearance(z, mchi, mphi, pivot, distance_at_z0_um: float = 0.0):
 
     The membrane is taken as boundless, so a clearance kept is kept wherever x and y are.
     """
-    chi, phi = np.deg2rad(mchi), np.deg2rad(mphi)
-    cx, cy, cz = pivot
+    (cx, cy, cz), level, raised = split_pivot(pivot)
+    chi, phi = np.deg2rad(mchi - level[0]), np.deg2rad(mphi - level[1])
     along_normal = cx * np.sin(phi) * np.cos(chi) - cy * np.sin(chi)
     along_normal = along_normal + (cz + distance_at_z0_um) * np.cos(phi) * np.cos(chi)
-    return z - cz + along_normal
+    return z + raised - cz + along_normal
 
 
 def least_clearance(

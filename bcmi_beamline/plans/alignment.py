@@ -16,7 +16,7 @@ walls are parallel to the beam and falls equally to either side when mphi (mchi)
 the walls under the small beam makes it differ from place to place, so many places are averaged.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -562,7 +562,7 @@ def calibrate_pivot(
     known = beamline.nanogoniometer.pivot_um
     pivot, pivot_errors, walk, residual = _fit_pivot(start, seen, axes, errors, known, survey_error_um)
     yield from _go(devices, start)
-    yield from bps.mv(devices.nanogoniometer.pivot, np.array(pivot))
+    yield from bps.mv(devices.nanogoniometer.pivot, np.array([*pivot, *known[3:]]))
     return PivotCalibration(uid, pivot, pivot_errors, walk, residual)
 
 
@@ -571,7 +571,7 @@ def _fit_pivot(
     seen: list[Pose],
     axes: list[str],
     errors: np.ndarray,
-    known: tuple[float, float, float],
+    known: Sequence[float],
     survey_error_um: float,
 ) -> tuple[tuple[float, float, float], tuple[float, float, float], float, float]:
     """Pivot that puts the same spot of the membrane into the beam at every pose `seen`.
@@ -583,13 +583,14 @@ def _fit_pivot(
     def spots(pivot: np.ndarray) -> np.ndarray:
         found = []
         for pose, axis in zip(seen, axes, strict=True):
-            spot, _ = beam_on_membrane((pose["x"], pose["y"], pose["z"]), pose["mchi"], pose["mphi"], pivot)
+            place = pose["x"], pose["y"], pose["z"]
+            spot, _ = beam_on_membrane(place, pose["mchi"], pose["mphi"], (*pivot, *known[3:]))
             found.append(spot["xy".index(axis)])
         return np.array(found)
 
     middle = np.array([[axis == "x", axis == "y"] for axis in axes], float)
     prior = np.diag([1 / survey_error_um] * 3)
-    known_pivot = np.array(known)
+    known_pivot = np.array(known[:3])
 
     def misses(parameters: np.ndarray) -> np.ndarray:
         pivot, spot = parameters[:3], parameters[3:]
@@ -777,6 +778,7 @@ def align_modulator(
             uids.append(walks["mphi"].uid)
             for tilt in TILTS:
                 pose = yield from _turn(devices, pose, tilt, walks[tilt].angle_deg)
+            yield from _level(devices, walks)
         calibrated: PivotCalibration | None = None
         if pattern is not None and pivot:
             calibrated = yield from calibrate_pivot(devices, pattern_um=pattern.width_um[0], **quick)
@@ -822,6 +824,14 @@ def align_modulator(
         )
 
     return (yield from _back_on_poor_fit(devices, search(), start))
+
+
+def _level(devices: Devices, walks: Mapping[Tilt, ZWalk]) -> MsgGenerator[None]:
+    """Tell the nanogoniometer at which readings it is level, which is what a z-walk measures."""
+    nano: Any = devices.nanogoniometer
+    known = yield from bps.rd(nano.pivot)
+    level = [walks[tilt].angle_deg for tilt in ("mchi", "mphi")]
+    yield from bps.mv(nano.pivot, np.array([*known[:3], *level]))
 
 
 def _turn(devices: Devices, pose: Mapping[str, float], tilt: Tilt, angle_deg: float) -> MsgGenerator[Pose]:

@@ -39,8 +39,8 @@ def as_it_stands(devices: Devices) -> MsgGenerator[Beamline]:
     changes: dict[str, Any] = {}
     nano: Any = devices.nanogoniometer
     pivot = yield from bps.rd(nano.pivot)
-    x, y, z = (float(value) for value in pivot)
-    changes["nanogoniometer"] = beamline.nanogoniometer.model_copy(update={"pivot_um": (x, y, z)})
+    known = tuple(float(value) for value in pivot)
+    changes["nanogoniometer"] = beamline.nanogoniometer.model_copy(update={"pivot_um": known})
     energy: Any = devices.energy
     if energy is not None:
         energy_ev = 1e3 * float((yield from bps.rd(energy)))

@@ -224,7 +224,7 @@ def test_a_calibrated_pivot_is_set_and_everything_after_stands_by_it():
     assert found.pivot_um[2] == pytest.approx(80.0, abs=3 * found.pivot_error_um[2])
     assert "+-" in repr(found)
     bench.run(rocking_scan(bench.devices, 0.02, 0.01, window=64))
-    assert bench.start_document()["pivot_um"] == pytest.approx(list(found.pivot_um))
+    assert bench.start_document()["pivot_um"][:3] == pytest.approx(list(found.pivot_um))
 
 
 # -- one crystal after another ----------------------------------------------------------------------------
