@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -213,7 +214,11 @@ def queue_serve(
         print("worker: session open")
         print(f"now, in another terminal: bcmi queue submit find_bragg_peak --directory {directory}")
         print("Ctrl-C stops all of it", flush=True)
-        signal.sigwait([signal.SIGINT, signal.SIGTERM])
+        stopped = threading.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            # an impatient second one must not break off the stopping
+            signal.signal(number, lambda *_: stopped.set())
+        stopped.wait()
         print("stopping: a running plan is aborted, the hardware left safe", file=sys.stderr, flush=True)
 
 

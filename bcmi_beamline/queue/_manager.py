@@ -7,6 +7,10 @@ plan that has just succeeded a failure; fitting or drawing on a loaded machine t
 from __future__ import annotations
 
 import functools
+import os
+import signal
+import threading
+import time
 from typing import Any
 
 from bluesky_queueserver.manager import start_manager
@@ -23,7 +27,15 @@ class PatientManager(RunEngineManager):
         self._comm_to_worker_timeout = PATIENCE_S
 
 
+def _leave_with(parent: int) -> None:
+    """End this process group when the service that started it is gone: nobody else would."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.killpg(os.getpgid(0), signal.SIGKILL)
+
+
 if __name__ == "__main__":
+    threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
     start_manager.WatchdogProcess = functools.partial(  # pyright: ignore[reportAttributeAccessIssue]
         start_manager.WatchdogProcess, cls_run_engine_manager=PatientManager
     )

@@ -135,8 +135,8 @@ class QueueClient:
     def recover(self) -> None:
         """Replace a worker that has died or hangs, and make the hardware safe.
 
-        The shutter is closed, motors stopped, the detector disarmed. The queue is kept, with the plan that was
-        broken off at its front.
+        The shutter is closed, motors stopped, the detector disarmed. The queue is kept, with the plan that
+        was broken off at its front.
         """
         with self._explained():
             if self.status()["worker_environment_exists"]:
