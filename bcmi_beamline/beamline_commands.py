@@ -218,7 +218,8 @@ def queue_serve(
         for number in (signal.SIGINT, signal.SIGTERM):
             # an impatient second one must not break off the stopping
             signal.signal(number, lambda *_: stopped.set())
-        stopped.wait()
+        while not stopped.wait(0.5):  # in steps: a signal that another thread takes wakes nobody here
+            pass
         print("stopping: a running plan is aborted, the hardware left safe", file=sys.stderr, flush=True)
 
 
