@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import sys
-import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -214,12 +214,12 @@ def queue_serve(
         print("worker: session open")
         print(f"now, in another terminal: bcmi queue submit find_bragg_peak --directory {directory}")
         print("Ctrl-C stops all of it", flush=True)
-        stopped = threading.Event()
+        asked: list[int] = []
         for number in (signal.SIGINT, signal.SIGTERM):
             # an impatient second one must not break off the stopping
-            signal.signal(number, lambda *_: stopped.set())
-        while not stopped.wait(0.5):  # in steps: a signal that another thread takes wakes nobody here
-            pass
+            signal.signal(number, lambda number, _frame: asked.append(number))
+        while not asked:
+            time.sleep(0.2)
         print("stopping: a running plan is aborted, the hardware left safe", file=sys.stderr, flush=True)
 
 
