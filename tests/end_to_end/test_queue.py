@@ -46,8 +46,12 @@ def served(tmp_path_factory):
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.2)
         yield folder
-        process.send_signal(signal.SIGINT)
+        started = children(process.pid)
+        for _ in range(2):  # an impatient second Ctrl-C changes nothing
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.3)
         assert process.wait(60) == 0, log.read_text()
+        assert not [pid for pid in started if Path(f"/proc/{pid}").exists()]
         assert not (folder / "queue" / "service.json").exists()
     finally:
         if process.poll() is None:
