@@ -308,6 +308,7 @@ def calibrate(
     search_radius: Annotated[
         float, typer.Option(min=0, help="Pixels; also try other positions at random.")
     ] = 0.0,
+    resolution: Annotated[bool, typer.Option(help="Also compare two half scans.")] = False,
     device: Annotated[str, typer.Option(help="numpy, torch, torch:cpu, torch:cuda or cupy.")] = "numpy",
     live: Annotated[
         bool, typer.Option(help="Take the frames of a run as they come; the picture lies beside OUTPUT.")
@@ -340,6 +341,7 @@ def calibrate(
             background=background,
             refine_positions=refine_positions,
             search_radius=search_radius,
+            resolution=resolution,
             device=device,
             seed=seed,
             progress=progress,

@@ -16,6 +16,7 @@ import pytest
 from scipy import ndimage
 from scipy.optimize import minimize
 
+from bcmi_beamline.data import read_cxi
 from bcmi_beamline.reconstruction.propagation import propagate
 from bcmi_beamline.reconstruction.ptychography import calibrate, growing
 from bcmi_beamline.scans import Modulator, PtychographyScan
@@ -24,6 +25,7 @@ WAVELENGTH, PIXEL, D2 = 0.13776e-9, 150e-6, 5.35
 N, FINE = 128, 2
 D1, NOMINAL_D1 = 0.907e-3, 0.9e-3
 STEP_RAD, FILM_MODULUS = 2.47, 0.843
+NEAR_FIELD = Path(__file__).parents[2].parent / "shared" / "data" / "PETRAIII_P25_Near_Field_Ptycho.cxi"
 STAR = Path(__file__).parents[2].parent / "shared" / "data" / "siemens-star-small.npz.bz2"
 
 
@@ -201,6 +203,19 @@ def test_fit_improves_on_pixels_it_never_saw(calibrated):
     assert calibrated.r2[-1] < calibrated.r2[20] < calibrated.r2[5]
 
 
+def test_half_scans_tell_the_resolution(made):
+    """More light, finer detail: the rings of two half scans part at a higher frequency."""
+    dark = replace(made.scan, frames=np.random.default_rng(0).binomial(made.scan.frames, 0.002))
+    bright, faint = (
+        calibrate(s, iterations=6, refine_positions=False, resolution=True).metadata
+        for s in (made.scan, dark)
+    )
+    pixel = WAVELENGTH * D2 / (N * PIXEL)
+    assert pixel * 0.99 < bright["resolution_half_period_m"] < 0.7 * faint["resolution_half_period_m"]
+    frequency, correlation = np.array(bright["ring_correlation"]).T
+    assert correlation[frequency < 2e6].mean() > 0.9
+
+
 def test_metadata_can_be_stored(calibrated):
     assert json.loads(json.dumps(calibrated.metadata))["configuration"]["iterations"] == 40
 
@@ -310,6 +325,13 @@ def test_refuses_in_one_line(made, change, said):
 def test_refuses_parameters_out_of_range(made, bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         calibrate(made.scan, **bad)
+
+
+@pytest.mark.skipif(not NEAR_FIELD.exists(), reason=f"measured data not at {STAR.parent}")
+def test_measured_near_field_is_refused_for_what_it_is():
+    scan = read_cxi(NEAR_FIELD)
+    with pytest.raises(ValueError, match="near-field"):
+        calibrate(scan)
 
 
 @pytest.mark.skipif(not STAR.exists(), reason=f"measured data not at {STAR.parent}")

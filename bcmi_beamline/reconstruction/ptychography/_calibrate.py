@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 import numpy as np
+from scipy.fft import next_fast_len
 
 from bcmi_beamline.reconstruction.propagation import propagate
 from bcmi_beamline.reconstruction.ptychography._detector import PIXEL_SPREAD
@@ -22,12 +23,14 @@ from bcmi_beamline.reconstruction.ptychography._finish import (
     shift_wave,
 )
 from bcmi_beamline.reconstruction.ptychography._positions import affine_numbers, extrapolate, without_affine
+from bcmi_beamline.reconstruction.ptychography._quality import half_scans, ring_correlation
 from bcmi_beamline.reconstruction.ptychography._start import (
     FULL_FIELD,
     Grid,
     beam_fills,
     check_scan,
     first_probe,
+    pattern_width,
     pixel_states,
 )
 from bcmi_beamline.scans import Modulator, PtychographyScan
@@ -57,6 +60,9 @@ COARSE_FROM = 192
 """Edge of the window, pixels, from which on a coarse start pays."""
 COARSE_WINDOW = 112
 """Edge, at least, of the window of the coarse start."""
+COARSE_ROOM = 1.25
+"""The window of the coarse start is at least so many times as wide as the pattern: light that it cuts off is
+light that the modulator scatters back into it."""
 FIRST_FRAMES, FIRST_SHARE, GROWTH = 80, 1 / 12, 1.35
 """The coarse start begins with so many frames, at least, and takes in the others by and by."""
 FIRST_SWEEPS, GROWING_SWEEPS, LAST_SWEEPS = 10, 2, 6
@@ -75,6 +81,7 @@ class Options:
     background: bool = False
     likelihood: Literal["poisson", "amplitude"] = "poisson"
     patience: int = 0
+    resolution: bool = False
     seed: int = 0
     device: str = "numpy"
 
@@ -132,6 +139,8 @@ def calibrate(
     patience : int
         When so many passes together have not bettered the free log-likelihood by 1 %, go on to the finish,
         and when the finish has not, stop; 0: never.
+    resolution : bool
+        Also compare the maps of two half scans (Fourier ring correlation); it costs six passes more.
     seed : int
         Fixes the order of frames and the free pixels: same seed, same result on the same machine.
     device : str
@@ -143,7 +152,8 @@ def calibrate(
         ``frames[j]`` is the sum over modes of ``|FFT2(probe(r) transmission(r - X_j))|**2``, in counts with a
         unitary transform, integrated over pixels. Bare membrane 1; the wave at the crystal has its centre of
         mass on the beam axis. `metadata` holds `phase_step_rad`, `transmission_modulus` and
-        `two_valuedness` of the modulator, `mode_powers`, `position_correction_rms_m` and the configuration.
+        `two_valuedness` of the modulator, `mode_powers`, `position_correction_rms_m`,
+        `resolution_half_period_m` where asked for, and the configuration.
         `sample_distance_error` is a standard uncertainty; where no distance was sought `sample_distance` is
         0 and its error nan.
 
@@ -184,9 +194,10 @@ class _Run:
         self.scan, self.options, self.progress, self.show = scan, options, progress, show
         mean = check_scan(scan)
         rng = np.random.default_rng(options.seed)
-        self.finer = 1 if beam_fills(scan, mean) < FULL_FIELD else 2
+        width = pattern_width(mean)
+        self.finer = 1 if beam_fills(scan, width) < FULL_FIELD else 2
         self.full = Grid.around(scan, self.finer)
-        self.coarse = self._coarse_window()
+        self.coarse = self._coarse_window(width)
         """Window of the coarse start; None where the frames are small enough as they are."""
         self.scores: list[Score] = []
         self.located = False
@@ -206,12 +217,14 @@ class _Run:
             device=make_device(options.device),
         )
 
-    def _coarse_window(self) -> tuple[int, int] | None:
+    def _coarse_window(self, width: int) -> tuple[int, int] | None:
         shape = self.scan.frames.shape[1:]
         if min(shape) < COARSE_FROM:
             return None
-        ratio = max(min(shape) // COARSE_WINDOW, 1)
-        ny, nx = (2 * round(n / ratio / 2) * self.finer for n in shape)
+        share = max(1 / max(min(shape) // COARSE_WINDOW, 1), COARSE_ROOM * width / min(shape))
+        if share > 0.9:
+            return None
+        ny, nx = (2 * _fast_length(n * share / 2) * self.finer for n in shape)
         return ny, nx
 
     @property
@@ -390,6 +403,12 @@ class _Run:
                 "field": self.finer,
             },
         }
+        if self.options.resolution:
+            rings = ring_correlation(*half_scans(engine), trusted, grid.pixel[1])
+            metadata["resolution_half_period_m"] = rings.half_period
+            metadata["ring_correlation"] = [
+                [float(v) for v in ring] for ring in zip(rings.frequency, rings.correlation, strict=True)
+            ]
         return Modulator(
             transmission=image.astype(np.complex64),
             pixel_size=grid.pixel[1],
@@ -420,3 +439,8 @@ class _Run:
         parts = np.array_split(np.random.default_rng(0).permutation(len(scan.frames)), 4)
         quarters = [focus(engine.probe_from(p)[0] * back, *args, distance, finer=self.finer) for p in parts]
         return distance, float(np.hypot(brighter, np.std(quarters, ddof=1) / 2))
+
+
+def _fast_length(n: float) -> int:
+    """The next length that a transform is fast at."""
+    return int(next_fast_len(int(np.ceil(n))))  # pyright: ignore[reportArgumentType]

@@ -253,12 +253,13 @@ class Engine:
                 self._wanted[index] = gain * change / (gain**2 * power + 1e-30)
         return asked.score.sum(axis=0)
 
-    def _update(self, damp_image: float, damp_probe: float, step: float) -> None:
+    def _update(self, damp_image: float, damp_probe: float, step: float, hold_probe: bool = False) -> None:
         """Move image and probe by `step` times their sums over what lit them, and empty the sums."""
         sums = self._sums
         self.device.step(self._image, sums, step, 1 - damp_image, damp_image * float(sums.light.max()))
         light = (1 - damp_probe) * sums.power + damp_probe * float(sums.power.max())
-        self._parts = self._parts + step * self.device.ifft2(sums.probe) / light
+        if not hold_probe:
+            self._parts = self._parts + step * self.device.ifft2(sums.probe) / light
         if self._confine is not None:
             self._parts = self._parts * self._confine
         sums.probe *= 0
@@ -272,6 +273,7 @@ class Engine:
         damp_probe: float = 0.3,
         momentum: float = 0.0,
         locate: bool = False,
+        hold_probe: bool = False,
     ) -> Score:
         """Pass over all frames in random batches with rPIE steps: fast from afar, noisy at the end.
 
@@ -286,13 +288,15 @@ class Engine:
             ``1 / (1 - momentum)`` times further.
         locate : bool
             Note where each frame would fit better, for `move`, and how its probe differs, for `vary`.
+        hold_probe : bool
+            Change only the image.
         """
         totals = np.zeros(5)
         image, parts = self._image * 1, self._parts * 1
         self._begin(locate)
         for index in self._batches():
             totals += self._gradient(index, locate, poisson=False)
-            self._update(damp_image, damp_probe, 1.0)
+            self._update(damp_image, damp_probe, 1.0, hold_probe)
         if momentum:
             self._image = self._image + momentum * (self._image - image)
             self._parts = self._parts + momentum * (self._parts - parts)

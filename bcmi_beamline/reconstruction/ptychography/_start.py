@@ -152,17 +152,23 @@ def pixel_states(mask: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     return states
 
 
-def beam_fills(scan: PtychographyScan, mean: np.ndarray) -> float:
-    """Width of the beam at the scanned plane as a share of the far field of one pixel.
-
-    The beam comes from a small crystal and has spread over the nominal distance by the angles in which 98 %
-    of the counts arrive.
-    """
-    pixels = []
+def pattern_width(mean: np.ndarray) -> int:
+    """Pixels along the wider axis of a mean frame (Ny, Nx) between which 90 % of its counts lie."""
+    widths = []
     for axis in (0, 1):
         profile = np.cumsum(mean.sum(axis=axis))
-        pixels.append(np.subtract(*np.searchsorted(profile, np.array([0.99, 0.01]) * profile[-1])))
-    angle = max(pixels) * scan.pixel_size / scan.propagation_distance
+        low, high = np.searchsorted(profile, np.array([0.05, 0.95]) * profile[-1])
+        widths.append(int(high - low))
+    return max(widths)
+
+
+def beam_fills(scan: PtychographyScan, width: int) -> float:
+    """Width of the beam at the scanned plane as a share of the far field of one pixel.
+
+    The beam comes from a small crystal and has spread over the nominal distance by the angles of the `width`
+    pixels in which it arrives.
+    """
+    angle = width * scan.pixel_size / scan.propagation_distance
     field = scan.wavelength * scan.propagation_distance / scan.pixel_size
     return float(angle * scan.sample_distance / field)
 

@@ -1,0 +1,187 @@
+"""Seconds per pass of ptychography: this package, the transforms alone, and whichever peers are installed.
+
+    python benchmarks/ptychography.py [--frames 200] [--size 256] [--passes 5] [--threads 2]
+
+All work on the same frames in one run, in turns, and the fastest of the passes counts, in wall-clock
+and in processor seconds (on a busy machine only the latter mean anything); peers that are not
+installed are left out. Peers: cdtools (pip install cdtools-py), PtyLab (ptylab), pty-chi (ptychi). They run
+their own ePIE, or what comes nearest (cdtools: automatic differentiation, one frame at a time is not its way;
+it gets batches of 10), without position refinement.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+import warnings
+from collections.abc import Callable
+
+
+def scene(frames: int, size: int):
+    """Counts, whole-pixel corners, probe and object of a scan with 80 % overlap."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:size, :size] - size // 2
+    radius = size / 8
+    probe = 100 * np.exp(-(x**2 + y**2) / radius**2 + 1j * (x**2 + y**2) / (3 * radius**2))
+    index = np.arange(frames)
+    place = (
+        0.4 * radius * np.sqrt(index)[:, None] * np.column_stack([np.cos(2.4 * index), np.sin(2.4 * index)])
+    )
+    corners = np.rint(place - place.min(axis=0)).astype(int) + 2
+    shape = corners.max(axis=0) + size + 2
+    smooth = np.fft.ifft2(
+        np.fft.fft2(rng.standard_normal(shape))
+        * np.exp(-300 * (np.fft.fftfreq(shape[0])[:, None] ** 2 + np.fft.fftfreq(shape[1]) ** 2))
+    ).real
+    image = np.exp(1j * np.where(smooth > 0, 2.4, 0.0))
+    data = np.empty((frames, size, size), np.float32)
+    for j, (r, c) in enumerate(corners):
+        wave = np.fft.fft2(probe * image[r : r + size, c : c + size], norm="ortho")
+        data[j] = rng.poisson(np.abs(wave) ** 2)
+    return data, corners, (0.9 * probe).astype(np.complex64), image.shape
+
+
+def timed(step: Callable[[], object], passes: int) -> tuple[float, float]:
+    """Least wall-clock and least processor seconds of a pass; the first, which compiles, does not count."""
+    step()
+    wall, used = [], []
+    for _ in range(passes):
+        begun = time.perf_counter(), time.process_time()
+        step()
+        wall.append(time.perf_counter() - begun[0])
+        used.append(time.process_time() - begun[1])
+    return min(wall), min(used)
+
+
+def floor(data, corners, probe, shape):
+    """Two transforms per frame and nothing else."""
+    from bcmi_beamline.reconstruction.fourier import fft2, ifft2
+
+    waves = data.astype("complex64")
+    threads = int(os.environ["OMP_NUM_THREADS"])
+    return lambda: ifft2(fft2(waves, workers=threads), workers=threads)
+
+
+def ours_epie(data, corners, probe, shape):
+    """One frame after the other."""
+    import numpy as np
+
+    from bcmi_beamline.reconstruction.ptychography import epie
+
+    image = np.ones(shape, np.complex64)
+    return lambda: epie(data, corners, probe, image, iterations=1)
+
+
+def ours_engine(data, corners, probe, shape):
+    """What `calibrate` does in a pass: rPIE in batches of 8, sub-pixel positions refined."""
+    import numpy as np
+
+    from bcmi_beamline.reconstruction.ptychography._detector import PIXEL_SPREAD
+    from bcmi_beamline.reconstruction.ptychography._devices import Processors
+    from bcmi_beamline.reconstruction.ptychography._engine import Engine
+
+    engine = Engine(
+        np.fft.fftshift(data, axes=(1, 2)), np.zeros((1, *data.shape[1:]), np.uint8), corners + 0.3,
+        probe[None], np.ones(shape, np.complex64), np.ones(len(data)), np.random.default_rng(0),
+        spread=PIXEL_SPREAD, device=Processors(int(os.environ["OMP_NUM_THREADS"])),
+    )  # fmt: skip
+    return lambda: engine.sweep(locate=True)
+
+
+def cdtools(data, corners, probe, shape):
+    """Simple ptychography by automatic differentiation, Adam, batches of 10."""
+    import numpy as np
+    import torch
+    from cdtools.datasets import Ptycho2DDataset
+    from cdtools.models import SimplePtycho
+
+    size, pixel, wavelength = data.shape[1], 75e-6, 1e-10
+    step = wavelength * 1.0 / (size * pixel)
+    places = np.column_stack([-corners[:, 1] * step, -corners[:, 0] * step, np.zeros(len(corners))])
+    dataset = Ptycho2DDataset(
+        torch.tensor(places, dtype=torch.float32), torch.tensor(np.fft.fftshift(data, axes=(1, 2))),
+        wavelength=wavelength,
+        detector_geometry={
+            "distance": 1.0, "basis": np.array([[0, -pixel], [-pixel, 0], [0, 0]]), "corner": None,
+        },
+    )  # fmt: skip
+    model = SimplePtycho.from_dataset(dataset)
+    return lambda: list(model.Adam_optimize(1, dataset, lr=0.01, batch_size=10))
+
+
+def ptylab(data, corners, probe, shape):
+    """PtyLab's ePIE."""
+    import numpy as np
+    import PtyLab
+    from PtyLab import Engines, ExperimentalData, Params, Reconstruction
+    from PtyLab.Monitor.Monitor import DummyMonitor
+
+    del PtyLab
+    size, pixel, wavelength = data.shape[1], 75e-6, 1e-10
+    step = wavelength * 1.0 / (size * pixel)
+    experiment = ExperimentalData(operationMode="CPM")
+    experiment.ptychogram = np.fft.fftshift(data, axes=(1, 2))
+    experiment.wavelength, experiment.dxd, experiment.zo = wavelength, pixel, 1.0
+    experiment.encoder = (corners - corners.mean(axis=0)) * step
+    experiment.entrancePupilDiameter = size / 4 * step
+    experiment._setData()
+    experiment.theta = None
+    params = Params()
+    params.propagatorType, params.gpuSwitch = "Fraunhofer", False
+    reconstruction = Reconstruction(experiment, params)
+    reconstruction.initializeObjectProbe()
+    engine = Engines.ePIE(reconstruction, experiment, params, DummyMonitor())
+    engine.numIterations = 1
+    return lambda: engine.reconstruct()
+
+
+def ptychi(data, corners, probe, shape):
+    """pty-chi's ePIE, one frame at a time."""
+    import torch
+    from ptychi.api import EPIEOptions
+    from ptychi.api.task import PtychographyTask
+
+    torch.set_default_device("cpu")
+    options = EPIEOptions()
+    options.data_options.data = data
+    options.object_options.initial_guess = torch.ones(
+        (1, *[int(n) + 20 for n in shape]), dtype=torch.complex64
+    )
+    options.object_options.pixel_size_m = 1e-8
+    options.probe_options.initial_guess = torch.tensor(probe[None, None])
+    places = corners - corners.mean(axis=0)
+    options.probe_position_options.position_y_px = places[:, 0]
+    options.probe_position_options.position_x_px = places[:, 1]
+    options.reconstructor_options.batch_size = 1
+    options.reconstructor_options.num_epochs = 10**6
+    options.reconstructor_options.default_device = "cpu"
+    task = PtychographyTask(options)
+    return lambda: task.run(1)
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    for name, default in (("frames", 200), ("size", 256), ("passes", 5), ("threads", 2)):
+        arguments.add_argument(f"--{name}", type=int, default=default)
+    asked = arguments.parse_args()
+    os.environ["OMP_NUM_THREADS"] = str(asked.threads)
+    warnings.simplefilter("ignore")
+    made = scene(asked.frames, asked.size)
+    print(f"{asked.frames} frames of {asked.size} x {asked.size}, {asked.threads} threads")
+    for make in (floor, ours_epie, ours_engine, cdtools, ptylab, ptychi):
+        try:
+            wall, used = timed(make(*made), asked.passes)
+        except ImportError as error:
+            print(f"{make.__name__:12} not installed ({error.name})")
+        except Exception as error:  # a peer that has changed must not hide the others
+            print(f"{make.__name__:12} failed: {type(error).__name__}: {str(error).splitlines()[0][:90]}")
+        else:
+            told = f"{wall:.3f} s per pass, {used:.3f} s of processors"
+            print(f"{make.__name__:12} {told}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
