@@ -296,6 +296,7 @@ def calibrate(
     source: Annotated[str, typer.Argument(help="A CXI ptychography file, or a run uid.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The modulator file to write.")],
     refine_positions: Annotated[bool, typer.Option("--refine-positions/--keep-positions")] = True,
+    refine_rotation: Annotated[bool, typer.Option(help="Seek the rotation of the stage.")] = False,
     modes: Annotated[int, typer.Option(min=1, max=4, help="Modes of the probe.")] = 1,
     iterations: Annotated[int, typer.Option(min=1, help="Passes over all frames, at most.")] = 60,
     patience: Annotated[
@@ -340,6 +341,7 @@ def calibrate(
             variations=variations,
             background=background,
             refine_positions=refine_positions,
+            refine_rotation=refine_rotation,
             search_radius=search_radius,
             resolution=resolution,
             device=device,

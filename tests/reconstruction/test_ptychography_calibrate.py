@@ -19,6 +19,7 @@ from scipy.optimize import minimize
 from bcmi_beamline.data import read_cxi
 from bcmi_beamline.reconstruction.propagation import propagate
 from bcmi_beamline.reconstruction.ptychography import calibrate, growing
+from bcmi_beamline.reconstruction.ptychography._positions import turned
 from bcmi_beamline.scans import Modulator, PtychographyScan
 
 WAVELENGTH, PIXEL, D2 = 0.13776e-9, 150e-6, 5.35
@@ -231,6 +232,15 @@ def test_same_seed_same_result(made):
     assert a.transmission.dtype == a.probe.dtype == np.complex64
     assert [done for done, _ in messages] == [0.5, 1.0]
     assert "R2" in messages[-1][1]
+
+
+def test_a_stage_that_is_turned_is_found(made):
+    angle = 0.02
+    scan = few(made.scan, 90)
+    askew = replace(scan, positions=turned(scan.positions, np.exp(1j * angle)))
+    found = calibrate(askew, iterations=1, refine_rotation=True)
+    assert np.deg2rad(found.metadata["stage_rotation_deg"]) == pytest.approx(-angle, abs=0.25 * angle)
+    assert found.metadata["stage_scale"] == pytest.approx(1, abs=2e-3)
 
 
 def test_a_running_scan_is_taken_in_as_it_comes(made, calibrated):

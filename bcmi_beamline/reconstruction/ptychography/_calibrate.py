@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 import numpy as np
+from scipy import ndimage
 from scipy.fft import next_fast_len
 
 from bcmi_beamline.reconstruction.propagation import propagate
@@ -22,7 +23,12 @@ from bcmi_beamline.reconstruction.ptychography._finish import (
     phase_ramp,
     shift_wave,
 )
-from bcmi_beamline.reconstruction.ptychography._positions import affine_numbers, extrapolate, without_affine
+from bcmi_beamline.reconstruction.ptychography._positions import (
+    affine_numbers,
+    extrapolate,
+    turned,
+    without_affine,
+)
 from bcmi_beamline.reconstruction.ptychography._quality import half_scans, ring_correlation
 from bcmi_beamline.reconstruction.ptychography._start import (
     FULL_FIELD,
@@ -65,6 +71,8 @@ COARSE_ROOM = 1.25
 light that the modulator scatters back into it."""
 FIRST_FRAMES, FIRST_SHARE, GROWTH = 80, 1 / 12, 1.35
 """The coarse start begins with so many frames, at least, and takes in the others by and by."""
+STAGE_STEP, STAGE_SWEEPS = 0.02, 3
+"""Rotation in rad of the first trials of the stage, and the sweeps that judge a trial."""
 FIRST_SWEEPS, GROWING_SWEEPS, LAST_SWEEPS = 10, 2, 6
 
 
@@ -75,6 +83,7 @@ class Options:
     iterations: int = 60
     modes: int = 1
     refine_positions: bool = True
+    refine_rotation: bool = False
     search_radius: float = 0.0
     refine_intensities: bool = True
     variations: int = 0
@@ -125,6 +134,8 @@ def calibrate(
         Mutually incoherent probe modes.
     refine_positions : bool
         Of every frame. Scale and rotation of all positions together stay those of the encoders.
+    refine_rotation : bool
+        Seek that rotation too, by trial: some thirty passes of the coarse start.
     search_radius : float
         Pixels, standard deviation; where not 0 every pass of the first half also tries another place for each
         frame at random, for positions that are wrong by more than the object's features. The radius shrinks.
@@ -179,7 +190,7 @@ def calibrate(
     if first is None:
         raise ValueError("there is no scan: the source ended before its first frames")
     run = _Run(first, chosen, progress, show)
-    if not isinstance(scan, PtychographyScan) or run.coarse is not None:
+    if not isinstance(scan, PtychographyScan) or run.coarse is not None or chosen.refine_rotation:
         run.begin(arriving)
     run.iterate()
     return run.finish()
@@ -201,6 +212,8 @@ class _Run:
         """Window of the coarse start; None where the frames are small enough as they are."""
         self.scores: list[Score] = []
         self.located = False
+        self.stage = 1 + 0j
+        """Rotation of all positions, as a complex number of modulus 1."""
         grid, probe = self.grid, first_probe(scan, mean, options.modes, rng, self.finer)
         self.engine = Engine(
             frames=scan.frames,
@@ -244,9 +257,47 @@ class _Run:
             engine.even(STEADY_FRAMES)
         if self.options.refine_positions:
             engine.move(grid.limit, gain=gain)
-            start = grid.offsets(self.scan.positions)
+            start = self._start(grid)
             engine.offsets[active] = grid.limit(without_affine(engine.offsets, start, active))
         self.located = True
+
+    def _start(self, grid: Grid) -> np.ndarray:
+        """Offsets (J, 2) by the encoders, and by the rotation that was found for them."""
+        return turned(grid.offsets(self.scan.positions), self.stage)
+
+    def straighten(self) -> None:
+        """Seek the rotation of all positions: the vertex of a parabola through three trials, thrice."""
+        for step in (STAGE_STEP, STAGE_STEP / 2, STAGE_STEP / 4):
+            errors = [self._try_stage(np.exp(1j * k * step)) for k in (-1, 0, 1)]
+            curve = errors[0] - 2 * errors[1] + errors[2]
+            vertex = (errors[0] - errors[2]) / (2 * curve) if curve > 0 else 0.0
+            ratio = np.exp(1j * step * float(np.clip(vertex, -1.5, 1.5)))
+            self._turn(ratio)
+            self.stage *= ratio
+            self._tell(0.0, f"stage turned by {np.rad2deg(np.angle(self.stage)):.3f} deg")
+
+    def _try_stage(self, ratio: complex) -> float:
+        """Misfit after a few sweeps from here with all positions, and the object, turned by `ratio`."""
+        engine = self.engine
+        kept = engine.image, engine.probe, engine.offsets.copy(), engine.rng
+        engine.rng = np.random.default_rng(0)
+        self._turn(ratio)
+        for i in range(STAGE_SWEEPS):
+            score = engine.sweep(momentum=0.5 if i < STAGE_SWEEPS - 1 else 0.0)
+        engine.image, engine.probe, engine.offsets, engine.rng = kept
+        return score.r2
+
+    def _turn(self, ratio: complex) -> None:
+        engine = self.engine
+        middle = engine.offsets.mean(axis=0) + np.array(engine.probe.shape[-2:]) // 2
+        back = np.array([[ratio.real, ratio.imag], [-ratio.imag, ratio.real]])
+        image = engine.image
+        parts = [
+            ndimage.affine_transform(part, back, middle - back @ middle, order=3, mode="nearest")
+            for part in (np.real(image), np.imag(image))
+        ]
+        engine.image = parts[0] + 1j * parts[1]
+        engine.offsets = self.grid.limit(turned(engine.offsets, ratio))
 
     def _tell(self, done: float, message: str) -> None:
         if self.progress is not None:
@@ -283,6 +334,8 @@ class _Run:
             self.engine.vary()
             self._settle(1.5)
         self._tell(0.0, f"start: R2 {score.r2:.5f}")
+        if self.options.refine_rotation:
+            self.straighten()
         if self.coarse is not None:
             found = self.full.limit(self.full.offsets(self.grid.positions(self.engine.offsets)))
             self.coarse = None
@@ -306,7 +359,7 @@ class _Run:
         more = min(len(self.scan.frames) - known, round((GROWTH - 1) * known) + 1)
         new = slice(known, known + more)
         if self.options.refine_positions:
-            start = grid.offsets(self.scan.positions)
+            start = self._start(grid)
             engine.offsets[new] = grid.limit(extrapolate(engine.offsets, start, known, more))
         if self.options.refine_intensities:
             last = slice(max(known - 50, 0), known)

@@ -47,6 +47,13 @@ def extrapolate(offsets: np.ndarray, start: np.ndarray, known: int, more: int) -
 
 def affine_numbers(offsets: np.ndarray, start: np.ndarray) -> tuple[float, float]:
     """Scale and rotation (rad) by which `offsets` differ from `start`, both (J, 2)."""
-    a, b = (np.array([1, 1j]) @ (p - p.mean(axis=0)).T for p in (start, offsets))
+    a, b = ((p - p.mean(axis=0)) @ [1, 1j] for p in (start, offsets))
     ratio = np.vdot(a, b) / np.vdot(a, a)
     return float(np.abs(ratio)), float(np.angle(ratio))
+
+
+def turned(points: np.ndarray, ratio: complex) -> np.ndarray:
+    """Points (J, 2) turned about their mean by the angle of `ratio`, from the first axis to the second."""
+    middle = points.mean(axis=0)
+    away = ((points - middle) @ [1, 1j]) * ratio
+    return middle + np.stack([away.real, away.imag], axis=1)
