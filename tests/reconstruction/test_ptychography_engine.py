@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from bcmi_beamline.reconstruction.free_pixels import log_likelihood
 from bcmi_beamline.reconstruction.propagation import near_field_kernel, near_field_limit, propagate
+from bcmi_beamline.reconstruction.ptychography import _devices, difference_map, epie
 from bcmi_beamline.reconstruction.ptychography import _kernels as kernels
-from bcmi_beamline.reconstruction.ptychography import difference_map, epie
 from bcmi_beamline.reconstruction.ptychography._detector import PIXEL_SPREAD
 from bcmi_beamline.reconstruction.ptychography._devices import Processors
 from bcmi_beamline.reconstruction.ptychography._engine import Engine
@@ -314,7 +314,7 @@ def test_a_probe_that_changes_is_followed():
     n = 48
     x = np.arange(n) - n // 2
     time = np.linspace(-1, 1, 40)
-    change = 0.25 * time[:, None, None] * x / 8
+    change = 0.25 * time[:, None, None] * (x[:, None] * x) / 30
     data, *_ = scene(change=change)
     fixed, followed = (engine(start_data=data, variations=v) for v in (0, 1))
     for _ in range(25):
@@ -323,6 +323,19 @@ def test_a_probe_that_changes_is_followed():
         followed.vary()
     assert moved.r2 < 0.2 * still.r2
     assert abs(np.corrcoef(followed.coefficients[:, 0], time)[0, 1]) > 0.95
+
+
+def test_a_variation_is_no_shift():
+    """A drift is not taken for a probe that changes: it stays with the positions."""
+    e = engine(variations=1, start_offsets=engine().offsets + np.linspace(-0.3, 0.3, 40)[:, None])
+    for _ in range(12):
+        e.sweep(locate=True)
+        e.vary()
+    change, probe = e._parts[1], e._parts[0]
+    for axis in (-2, -1):
+        moved = np.roll(probe, -1, axis) - np.roll(probe, 1, axis)
+        away = np.linalg.norm(change) * np.linalg.norm(moved)
+        assert abs(np.vdot(moved, change).real) < 0.01 * away
 
 
 def test_a_background_is_told_from_the_beam():
@@ -372,7 +385,8 @@ def test_a_wider_field_gives_the_same_frames():
     assert score.r2 < 5e-3
 
 
-def test_threads_do_not_change_a_bit():
+def test_threads_do_not_change_a_bit(monkeypatch):
+    monkeypatch.setattr(_devices, "SMALL", 0)
     results = []
     for threads in (1, 3):
         e = engine(device=Processors(threads))

@@ -7,6 +7,7 @@ array there and `get` brings it back; everything between obeys numpy's operators
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -19,6 +20,9 @@ from bcmi_beamline.reconstruction.ptychography._detector import Detector
 
 Array = Any
 """An array of the device."""
+
+SMALL = 2**18
+"""Pixels below which threads wait for each other longer than they work, most of all on a busy machine."""
 
 
 @dataclass
@@ -195,7 +199,8 @@ class Processors:
                     kernels.position_gradient(residuals[one], *at, asked.normal[one])
                     kernels.overlaps(residuals[one], base[3:], image, at[2], asked.overlaps[one])
 
-        self._share(compare, b)
+        work = b * parts[0].size
+        self._share(compare, b, work)
         gradient = self._space("gradient", base.shape)
         gradient[:] = 0
         at, weights = batch.corners, batch.weights
@@ -206,8 +211,8 @@ class Processors:
         def gather_probe(low: int, high: int) -> None:
             kernels.probe_gradient(residuals, image, at, weights, gradient, sums.power, low, high)
 
-        self._share(gather_object, len(image))
-        self._share(gather_probe, base.shape[-2])
+        self._share(gather_object, len(image), work)
+        self._share(gather_probe, base.shape[-2], work)
         # the adjoint of a difference is minus the difference
         along = self._space("along", base.shape[-2:])
         for m in range(parts.shape[1]):
@@ -224,7 +229,7 @@ class Processors:
         def rows(low: int, high: int) -> None:
             kernels.object_step(image, sums.image, sums.light, step, keep, floor, low, high)
 
-        self._share(rows, len(image))
+        self._share(rows, len(image), image.size)
 
     def _space(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         """Memory that is kept from batch to batch: fresh pages cost more than the arithmetic on them."""
@@ -233,9 +238,13 @@ class Processors:
             self._scratch[name] = np.empty(size, np.complex64)
         return self._scratch[name][:size].reshape(shape)
 
-    def _share(self, work, count: int) -> None:
-        """Call ``work(low, high)`` on equal shares of ``range(count)``, the last one in this thread."""
-        edges = np.linspace(0, count, min(self._count, count) + 1).astype(int)
+    def _share(self, work: Callable[[int, int], None], count: int, size: int) -> None:
+        """Call ``work(low, high)`` on equal shares of ``range(count)``, the last one in this thread.
+
+        All of it in this thread where `size` pixels are soon done.
+        """
+        threads = self._count if size >= SMALL else 1
+        edges = np.linspace(0, count, min(threads, count) + 1).astype(int)
         *others, mine = zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)
         waiting = [self._pool.submit(work, *share) for share in others]
         work(*mine)

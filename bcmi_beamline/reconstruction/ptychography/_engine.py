@@ -422,7 +422,8 @@ class Engine:
         """Change how much of every variation is in the probe of each frame, as the last pass asks.
 
         The coefficients keep zero mean, unit variance and are uncorrelated: what is common to all frames
-        belongs to the mean probe, and what several variations share to one of them.
+        belongs to the mean probe, and what several variations share to one of them. What would only shift or
+        scale the probe is taken out of the variations: it belongs to positions and intensities.
         """
         if not self.coefficients.shape[1]:
             return
@@ -435,6 +436,7 @@ class Engine:
         parts[0] += np.tensordot(mean, parts[1:], 1)
         parts[1:] = np.tensordot(r * sign[:, None] / size, parts[1:], 1)
         self.coefficients[self.active] = q * sign * size
+        parts[1:] = _without_shifts(parts[1:], parts[0])
         self._parts, self._previous = self.device.put(parts.astype(np.complex64)), None
 
     def orthogonalise(self) -> None:
@@ -476,6 +478,19 @@ def _newton(normal: np.ndarray) -> np.ndarray:
     damp = 0.05 * (yy + xx) + 1e-30
     yy, xx = yy + damp, xx + damp
     return np.stack([xx * ry - yx * rx, yy * rx - yx * ry], axis=1) / (yy * xx - yx**2)[:, None]
+
+
+def _without_shifts(variations: np.ndarray, probe: np.ndarray) -> np.ndarray:
+    """Variations (k, m, N, N) without what scales, turns in phase or moves the probe (m, N, N)."""
+    moved = [np.roll(probe, -1, axis) - np.roll(probe, 1, axis) for axis in (-2, -1)]
+    basis = np.stack([probe, 1j * probe, *moved]).reshape(4, -1)
+    real = np.concatenate([np.real(basis), np.imag(basis)], axis=1)
+    q = np.linalg.qr(real.T)[0]
+    flat = variations.reshape(len(variations), -1)
+    parts = np.concatenate([np.real(flat), np.imag(flat)], axis=1)
+    parts = parts - (parts @ q) @ q.T
+    half = flat.shape[1]
+    return (parts[:, :half] + 1j * parts[:, half:]).reshape(variations.shape).astype(np.complex64)
 
 
 def _time_polynomials(count: int, degree: int) -> np.ndarray:
