@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -338,7 +338,12 @@ class Catalog:
         """The same runs as databroker's ``Broker``: ``broker[-1].table()``, ``.data("eiger_image")``."""
         from databroker import Broker
 
-        return Broker(self.client)  # pyright: ignore[reportCallIssue]  its __new__ takes a client
+        # Broker changes which class stands for a run, in a mapping that all clients of the process share
+        # (and copies of it share, too): it gets one of its own
+        shared = self.client.structure_clients
+        own = type(shared)({kind: partial(shared.__getitem__, kind) for kind in shared})
+        client = self.client.new_variation(structure_clients=own)
+        return Broker(client)  # pyright: ignore[reportCallIssue]  its __new__ takes a client
 
     def search(
         self,

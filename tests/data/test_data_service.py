@@ -163,6 +163,7 @@ def test_databroker_reads_tables_and_images(catalog, tmp_path):
     np.testing.assert_array_equal(list(header.data("eiger_image")), eiger.frames)
     assert [name for name, _ in header.documents()][-1] == "stop"
     assert [found.start["uid"] for found in catalog.broker(plan_name="broker")] == [uid]
+    assert catalog[-1]["primary"]["eiger_image"].shape[0] > 0, "Broker leaves the other clients as they were"
 
 
 def test_a_running_scan_is_read_in_order_one_chunk_a_frame(catalog, tmp_path):

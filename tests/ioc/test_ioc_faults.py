@@ -101,9 +101,9 @@ def test_a_stalled_motor_stops_short_in_alarm_and_moves_again_when_it_is_free(pv
 
 
 def test_to_ophyd_a_move_of_a_stalled_motor_has_failed(faults, simulated_beamline):
-    motor = EpicsMotor(f"{simulated_beamline.beamline.prefix}nano:y", name="motor")
+    motor = EpicsMotor(f"{simulated_beamline.beamline.prefix}slits:vcentre", name="motor")
     motor.wait_for_connection(all_signals=True, timeout=TIMEOUT_S)
-    faults("Sim:nano:y:Stall", "On")
+    faults("Sim:slits:vcentre:Stall", "On")
     status = motor.set(motor.position + 200.0)
     with pytest.raises(Exception, match="motor"):
         status.wait(TIMEOUT_S)
