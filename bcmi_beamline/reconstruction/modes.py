@@ -59,3 +59,27 @@ def eigen_modes(images: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     modes = (vectors.T.astype(np.complex64) @ flat).reshape(stack.shape) / np.float32(np.sqrt(len(stack)))
     modes[0] *= np.complex64(np.exp(-1j * np.angle(np.vdot(stack[0], modes[0]))))
     return modes, values / values.sum()
+
+
+def spread(images: Sequence[np.ndarray], support: np.ndarray) -> dict[str, float]:
+    """Uncertainty of one aligned trial, from how the trials differ: root mean square over the support.
+
+    Returns
+    -------
+    dict
+        ``phase_uncertainty_rad`` and ``modulus_uncertainty`` (relative); empty for a single trial, which
+        says nothing about its own error.
+    """
+    if len(images) < 2 or not support.any():
+        return {}
+    stack = np.asarray(images, np.complex64)[:, support]
+    mean = stack.mean(axis=0)
+    turned = stack * np.exp(-1j * np.angle(mean)).astype(np.complex64)
+    degrees = len(stack) / (len(stack) - 1)
+    modulus = np.abs(stack)
+    return {
+        "phase_uncertainty_rad": float(np.sqrt(degrees * np.mean(np.angle(turned) ** 2))),
+        "modulus_uncertainty": float(
+            np.sqrt(degrees * np.mean((modulus - modulus.mean(axis=0)) ** 2)) / modulus.mean()
+        ),
+    }

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -20,6 +22,7 @@ from bcmi_beamline.reconstruction.conventional._updates import pack
 from bcmi_beamline.reconstruction.fourier import to_centre, to_corner
 from bcmi_beamline.reconstruction.free_pixels import free_pixels
 from bcmi_beamline.reconstruction.modes import align_trials, eigen_modes
+from bcmi_beamline.reconstruction.trials import fingerprint, run_trials
 from bcmi_beamline.scans import Reconstruction, RockingScan
 
 _AXES = (0, 1, 2)
@@ -73,6 +76,35 @@ class _Trial:
     error: np.ndarray
 
 
+@dataclass
+class _Job:
+    """Random starts of one pattern, for `run_trials`."""
+
+    packed: np.ndarray
+    start: np.ndarray
+    recipe: Recipe
+    iterations: int
+    seed: int
+    known: bool
+    outcome: ClassVar[type] = _Trial
+
+    def settings(self) -> dict[str, Any]:
+        data = fingerprint(self.packed, self.start)
+        return {"data": data, "iterations": self.iterations, "seed": self.seed, **asdict(self.recipe)}
+
+    def __call__(self, number: int, report: Callable[[float, str], None]) -> _Trial:
+        def after(iteration: int, engine: Engine) -> None:
+            if iteration % 10 == 0 or iteration == self.iterations:
+                report(
+                    iteration / self.iterations,
+                    f"iteration {iteration}: error {engine.error:.4f}, free LLK {engine.free_llk:.3f}",
+                )
+
+        rng = np.random.default_rng([self.seed, number])
+        steps = self.recipe.steps(self.iterations)
+        return _run_trial(self.packed, self.start, steps, self.recipe, rng, self.known, after)
+
+
 def reconstruct(
     scan: RockingScan,
     *,
@@ -84,6 +116,9 @@ def reconstruct(
     recipe: Recipe | None = None,
     binning: int | None = None,
     combine: int = 3,
+    workers: int = 1,
+    scheduler: str | None = None,
+    folder: Path | None = None,
 ) -> Reconstruction:
     """Phase a rocking scan taken without the modulator.
 
@@ -109,6 +144,8 @@ def reconstruct(
     combine : int
         At most this many of the best trials make the answer, and none whose free log-likelihood is more
         than a tenth above the best: it is another solution, not the same one with other noise.
+    workers, scheduler, folder
+        Where the trials run and are kept, as in `run_trials`.
 
     Returns
     -------
@@ -135,19 +172,8 @@ def reconstruct(
         else autocorrelation_support(pattern, recipe.start_threshold)
     )
 
-    done: list[_Trial] = []
-    for number in range(trials):
-
-        def report(iteration: int, engine: Engine, number: int = number) -> None:
-            if progress is not None and (iteration % 10 == 0 or iteration == iterations):
-                progress(
-                    (number + iteration / iterations) / trials,
-                    f"trial {number + 1}/{trials}, iteration {iteration}: error {engine.error:.4f}, "
-                    f"free LLK {engine.free_llk:.3f}",
-                )
-
-        rng = np.random.default_rng([seed, number])
-        done.append(_run_trial(packed, start, recipe.steps(iterations), recipe, rng, known, report))
+    job = _Job(packed, start, recipe, iterations, seed, known)
+    done = run_trials(job, trials, workers=workers, scheduler=scheduler, folder=folder, progress=progress)
     settings = {
         "method": "bcdi",
         "trials": trials,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from bcmi_beamline.reconstruction.fourier import fft2
-from bcmi_beamline.reconstruction.modulation.focus import focus
+from bcmi_beamline.reconstruction.modulation.focus import focus, unevenness
 from bcmi_beamline.reconstruction.modulation.operators import slow_transform
 from bcmi_beamline.reconstruction.modulation.refine import (
     Problem,
@@ -29,6 +29,14 @@ STEPS = 12
 
 NEIGHBOURS = 4
 """Solved frames that foretell the next one: with a longer memory the phases drift."""
+
+
+SETTLE_THRESHOLDS = (0.12, 0.2, 0.25)
+"""Of the support, between rounds of synchronisation."""
+
+UNEVEN = 1.5
+"""A candidate so many times as uneven as the most even one is not considered, however well it fits: before
+all frames are fitted together, a crystal that has been pulled together may fit better than the right one."""
 
 
 def neighbour_weights(
@@ -144,7 +152,8 @@ def combine(
 
     What the chain leaves open is a smooth phase of the frames. It is looked for in the support
     (`synchronise`) and in the crystal's density (`focus`); which of the answers is right, the data say:
-    each is fitted to the `reached` frames for a few passes, and the lowest misfit stays.
+    each is fitted to the `reached` frames for a few passes, and of those that are not far more uneven than
+    the others the one of lowest misfit stays.
     """
     relative = waves[reached] / problem.amplitude[reached, None, None]
     if shifts is not None:
@@ -152,18 +161,18 @@ def combine(
         relative = move(fft2(relative / tilt), -(shifts / problem.metres_per_pixel)[reached]) * tilt
     matrix = problem.matrix[reached]
     back = matrix.conj().T
+
     tried = []
     for phases in focus(relative, problem.rocking.kappa[reached], matrix, problem.region):
-        turned = relative * np.exp(1j * phases).astype(np.complex64)[:, None, None]
-        image = slow_transform(back, turned)
+        image = slow_transform(back, relative * np.exp(1j * phases).astype(np.complex64)[:, None, None])
         tried.append((image, problem.tightened(image, 0.2, problem.region)))
-    image, support = relative, problem.region
-    turned = relative
-    for threshold in (0.12, 0.2, 0.25):
+    turned, support = relative, problem.region
+    for threshold in SETTLE_THRESHOLDS:
         turned, image = synchronise(turned, matrix, support)
         support = problem.tightened(image, threshold, support)
-    tried.append((image, support))
+        tried[2:] = [(image, support)]
     part = problem.only(reached)
     fitted = [refine(part, Solution(image * support, support, shifts), passes) for image, support in tried]
-    best = min(fitted, key=lambda s: s.error[-1])
-    return copy_of(best)
+    levels = [unevenness(s.image) for s in fitted]
+    even = [s for s, level in zip(fitted, levels, strict=True) if level <= UNEVEN * min(levels)]
+    return copy_of(min(even, key=lambda s: s.error[-1]))

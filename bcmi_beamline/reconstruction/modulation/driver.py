@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from bcmi_beamline.geometry import Geometry
 from bcmi_beamline.reconstruction.free_pixels import free_pixels
-from bcmi_beamline.reconstruction.modes import align_trials, eigen_modes
+from bcmi_beamline.reconstruction.modes import align_trials, eigen_modes, spread
 from bcmi_beamline.reconstruction.modulation.chain import chain, combine
 from bcmi_beamline.reconstruction.modulation.drift import find_drift, sentinel_shifts
 from bcmi_beamline.reconstruction.modulation.operators import (
@@ -35,6 +37,7 @@ from bcmi_beamline.reconstruction.modulation.support import (
     window_around,
 )
 from bcmi_beamline.reconstruction.threads import each, one_thread_per_product
+from bcmi_beamline.reconstruction.trials import fingerprint, run_trials
 from bcmi_beamline.scans import Modulator, Reconstruction, RockingScan
 
 Progress = Callable[[float, str], None]
@@ -54,6 +57,9 @@ SUBSETS = 3
 
 SETTLE = 3
 """Passes of one step at the end."""
+
+REJECT = 0.1
+"""A trial whose free log-likelihood lies by this part above the best one's is another solution: a bad one."""
 
 PILOT = 3
 """Passes in which a crystal that drifts and one that stands still compete."""
@@ -288,6 +294,38 @@ def solve(
     return refine(problem, solution, settle, after, moving)
 
 
+@dataclass
+class Trial:
+    """One random start of a problem, for `run_trials`."""
+
+    problem: Problem
+    iterations: int
+    seed: int
+    modulator: Modulator | None
+    drift: Drift
+    method: Method
+    outcome: ClassVar[type] = Solution
+
+    def settings(self) -> dict[str, Any]:
+        """Every option, and a hash of the data as they are used."""
+        problem = self.problem
+        data = fingerprint(problem.targets, problem.region, problem.operator.modulator, problem.rocking.kappa)
+        return {
+            "data": data,
+            "iterations": self.iterations,
+            "seed": self.seed,
+            "start": "random" if self.modulator is None else "probe",
+            "drift": self.drift,
+            "method": self.method,
+        }
+
+    def __call__(self, number: int, report: Progress) -> Solution:
+        """Solve it from ``default_rng((seed, number))``."""
+        rng = np.random.default_rng((self.seed, number))
+        with one_thread_per_product():
+            return solve(self.problem, self.iterations, rng, self.modulator, self.drift, self.method, report)
+
+
 def reconstruct(
     scan: RockingScan,
     modulator: Modulator,
@@ -301,6 +339,9 @@ def reconstruct(
     start: Start = "random",
     drift: Drift = "auto",
     free_fraction: float = 0.05,
+    workers: int = 1,
+    scheduler: str | None = None,
+    folder: Path | None = None,
 ) -> Reconstruction:
     """Reconstruct a crystal from a rocking curve taken through a calibrated modulator.
 
@@ -327,6 +368,8 @@ def reconstruct(
         Follow the drift of the crystal across the beam where the data ask for it, always, or never.
     free_fraction : float
         Part of the pixels kept free to judge by.
+    workers, scheduler, folder
+        Where the trials run and are kept, as in `run_trials`.
 
     Returns
     -------
@@ -345,16 +388,10 @@ def reconstruct(
     options = {"free_fraction": free_fraction, "seed": seed}
     with one_thread_per_product():
         problem = prepare(scan, modulator, support=support, **options)
-        solutions = []
-        for trial in range(trials):
-
-            def report(fraction: float, line: str, trial: int = trial) -> None:
-                if progress is not None:
-                    progress((trial + fraction) / trials, f"trial {trial + 1} of {trials}: {line}")
-
-            rng = np.random.default_rng((seed, trial))
-            known = modulator if start == "probe" else None
-            solutions.append(solve(problem, iterations, rng, known, drift, method, report))
+    trial = Trial(problem, iterations, seed, modulator if start == "probe" else None, drift, method)
+    solutions = run_trials(
+        trial, trials, workers=workers, scheduler=scheduler, folder=folder, progress=progress
+    )
     configuration = {
         "method": "bcmi" if method == "chain" else "bcmi-paper",
         "trials": trials,
@@ -376,7 +413,9 @@ def make_result(
     """Rank trials by free log-likelihood and put what the best three share on a grid about the origin."""
     ranked = sorted(solutions, key=lambda s: s.score)
     best = ranked[0]
-    modes, weights = eigen_modes(align_trials([s.image for s in ranked[:3]], with_twin=False, free_axes=(0,)))
+    kept = [s for s in ranked if s.score <= (1 + REJECT) * best.score]
+    images = align_trials([s.image for s in kept[:3]], with_twin=False, free_axes=(0,))
+    modes, weights = eigen_modes(images)
     shared = modes[0] if weights[0] > SHARED else best.image  # nothing to share where a trial failed
     window = problem.operator.window
     image = centre_on_axis(shared * best.support, window)
@@ -391,7 +430,12 @@ def make_result(
         drift=best.shifts,
         mode_weights=weights,
         configuration=configuration,
-        metadata=dict(scan.metadata),
+        metadata={
+            **scan.metadata,
+            "trial_scores": [float(s.score) for s in solutions],
+            "trials_rejected": len(ranked) - len(kept),
+            **spread(images, best.support),
+        },
     )
 
 

@@ -60,6 +60,13 @@ class Unevenness:
         return float(np.log(s2 * s4 / s3**2)), np.imag(overlap).astype(float)
 
 
+def unevenness(image: np.ndarray) -> float:
+    """``log(S2 S4 / S3^2)`` of a crystal, as in `Unevenness`."""
+    modulus = np.abs(image).astype(float)
+    s2, s3, s4 = ((modulus**n).sum() for n in (2, 3, 4))
+    return float(np.log(s2 * s4 / s3**2)) if s3 > 0 else float("inf")
+
+
 def focus(waves: np.ndarray, kappa: np.ndarray, matrix: np.ndarray, region: np.ndarray) -> list[np.ndarray]:
     """Smooth phases that make the crystal most even, for waves in phase with their neighbours.
 
@@ -76,14 +83,14 @@ def focus(waves: np.ndarray, kappa: np.ndarray, matrix: np.ndarray, region: np.n
         Phases, rad, to be added to those of the waves, one for each of `HIGHEST_ORDERS`. Noise in the
         waves shifts the balance between minima: let the data choose.
     """
-    unevenness = Unevenness(waves, matrix, region)
+    uneven = Unevenness(waves, matrix, region)
     middle, half = (kappa.max() + kappa.min()) / 2, max(float(np.ptp(kappa)) / 2, 1e-30)
 
     def found(highest: int) -> np.ndarray:
         basis = np.stack([Legendre.basis(n)((kappa - middle) / half) for n in range(2, highest + 1)], axis=1)
 
         def value(x: np.ndarray) -> tuple[float, np.ndarray]:
-            level, slope = unevenness(basis @ x)
+            level, slope = uneven(basis @ x)
             return level, basis.T @ slope
 
         starts = [a * np.eye(highest - 1)[0] for a in np.linspace(-LARGEST, LARGEST, STARTS)]

@@ -12,7 +12,10 @@ from bcmi_beamline.reconstruction.modulation.operators import slow_transform
 
 
 def synchronise(
-    waves: np.ndarray, matrix: np.ndarray, support: np.ndarray, iterations: int = 5
+    waves: np.ndarray,
+    matrix: np.ndarray,
+    support: np.ndarray,
+    iterations: int = 5,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Turn the phase of each wave until together they fill the support best.
 
