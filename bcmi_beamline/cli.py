@@ -366,6 +366,15 @@ def reconstruct(
     iterations: Annotated[
         int | None, typer.Option(min=1, help="Of each trial; the engine's own choice if absent.")
     ] = None,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Processes that share the trials, or jobs of a SLURM cluster.")
+    ] = 1,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Run the trials there: a Dask address (tcp://host:8786), or slurm.")
+    ] = None,
+    keep: Annotated[
+        Path | None, typer.Option(help="Folder that keeps finished trials; the same command then resumes.")
+    ] = None,
     directory: DirectoryOption = Path("bcmi-data"),
 ) -> None:
     """Phase retrieval of a rocking scan: a 3D complex image of the crystal."""
@@ -380,6 +389,7 @@ def reconstruct(
         if not isinstance(scan, RockingScan):
             raise ValueError(f"{source}: holds a ptychography scan; reconstruct needs a rocking scan")
     options: dict[str, Any] = {"trials": trials, "seed": seed}
+    options |= {"workers": workers, "scheduler": scheduler, "folder": keep}
     options |= {} if iterations is None else {"iterations": iterations}
     with shown(f"Reconstructing ({chosen.value})") as progress:
         if chosen is Method.bcmi and modulator is not None:
