@@ -5,7 +5,7 @@ its own. Files that cannot be used raise `FileError`, one line that names file, 
 """
 
 from bcmi_beamline.data._hdf5 import FileError
-from bcmi_beamline.data._load import export, load
+from bcmi_beamline.data._load import export, load, load_sentinels
 from bcmi_beamline.data._summary import summary
 from bcmi_beamline.data.catalog import BackgroundTiledWriter, Catalog, CatalogError, open_catalog
 from bcmi_beamline.data.cxi import (
@@ -38,6 +38,7 @@ __all__ = [
     "NoRoomError",
     "export",
     "load",
+    "load_sentinels",
     "open_catalog",
     "read_crystal",
     "read_cxi",
