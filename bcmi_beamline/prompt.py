@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
+    from bcmi_beamline.devices import Devices
     from bcmi_beamline.session import Session
 
 _REDRAW_S = 0.1
@@ -127,6 +128,13 @@ def bound_dry_run(session: Session) -> Callable[..., Any]:
         name = plan if isinstance(plan, str) else plan.__name__
         if name not in plans:
             raise ValueError(f"no plan named {name!r}: choose from {', '.join(sorted(plans))}")
-        return dry_run(plans[name], session.beamline, **arguments)
+        return dry_run(plans[name], session.beamline, start=_positions(session.devices), **arguments)
 
     return rehearse
+
+
+def _positions(devices: Devices) -> dict[str, float]:
+    """Where every motor of the stages and circles stands, by name."""
+    stages = (devices.diffractometer, devices.nanogoniometer, devices.sample_stage)
+    parts = [getattr(stage, name) for stage in stages for name in stage.component_names]
+    return {part.name: float(part.position) for part in parts if hasattr(part, "position")}

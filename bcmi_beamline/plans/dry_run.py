@@ -11,7 +11,7 @@ import math
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -34,7 +34,7 @@ COMPRESSED = 0.03
 """Share of its raw size that a peaked frame takes on disk (bitshuffle-LZ4)."""
 
 
-@dataclass
+@dataclass(repr=False)
 class DryRun:
     """What a plan would do."""
 
@@ -57,8 +57,18 @@ class DryRun:
     """Position of every axis that moves at each frame, (frames,), by device name."""
     problems: tuple[str, ...]
     """What would be refused, in order; empty when the plan may run."""
-    result: Any = field(repr=False, default=None)
+    result: Any = None
     """What the plan returned on the ideal beamline."""
+
+    def __repr__(self) -> str:
+        lines = [
+            f"{self.plan}: {self.duration_s:.0f} s, {self.frames} frames in {self.runs} runs, "
+            f"{self.disk_bytes / 1e6:.0f} MB, {self.dose}"
+        ]
+        moving = {name: (path.min(), path.max()) for name, path in self.path.items() if np.ptp(path)}
+        lines += [f"  {name}: {low:g} to {high:g}" for name, (low, high) in moving.items()]
+        lines += [f"  problem: {problem}" for problem in self.problems] or ["  nothing speaks against it"]
+        return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
         """Numbers and problems without the path; JSON-serialisable."""

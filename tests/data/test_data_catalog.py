@@ -71,10 +71,12 @@ def test_a_writer_that_hangs_never_delays_the_scan(tmp_path):
     writer.close()
 
 
-def test_a_document_that_cannot_be_copied_is_dropped():
+def test_a_document_that_cannot_be_copied_is_dropped(caplog):
     writer = data.BackgroundTiledWriter(lambda: None)
     writer("start", {"uid": "a", "lock": threading.Lock()})
     writer.flush()
+    assert "a start document was not queued" in caplog.text
+    assert not writer.failures
     writer.close()
 
 

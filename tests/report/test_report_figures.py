@@ -76,7 +76,7 @@ def test_scans_objects_and_quality(ball):
 
 def test_an_object_without_support_still_draws(ball):
     ball.support[:] = False
-    draw(figures.object_figure({"lost": ball}))
+    assert "lost" in texts(draw(figures.object_figure({"lost": ball})))
 
 
 def test_no_pyplot():
