@@ -230,7 +230,7 @@ def _run_trial(
             if due and not known_support:
                 first, final = recipe.smoothing
                 sigma = first + (final - first) * min(1.0, i / max(1, 0.8 * moving))
-                engine.support = shrink_wrap(engine.rho, engine.support, sigma, threshold)
+                engine.support = shrink_wrap(engine.look, engine.support, sigma, threshold)
             report(i + 1, engine)
         if halves is not None:
             engine.support = whole

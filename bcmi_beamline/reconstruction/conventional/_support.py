@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from scipy import ndimage
 
 from bcmi_beamline.reconstruction.conventional._prepare import Pattern, fill_gaps
 from bcmi_beamline.reconstruction.fourier import ifftn, to_corner
+
+Window = tuple[np.ndarray, ...]
+"""Indices along each axis (``np.ix_``) of a box that may go round the corner."""
 
 
 def autocorrelation_support(pattern: Pattern, threshold: float = 0.1) -> np.ndarray:
@@ -20,12 +25,15 @@ def autocorrelation_support(pattern: Pattern, threshold: float = 0.1) -> np.ndar
     return autocorrelation > threshold * autocorrelation[0, 0, 0]
 
 
-def shrink_wrap(rho: np.ndarray, support: np.ndarray, sigma: float, threshold: float) -> np.ndarray:
+def shrink_wrap(
+    look: Callable[[Window], np.ndarray], support: np.ndarray, sigma: float, threshold: float
+) -> np.ndarray:
     """Support from the smoothed modulus (Marchesini et al. 2003), corner origin, wrapped at the edges.
 
     Parameters
     ----------
-    rho : ndarray, (Nz, Ny, Nx), complex64
+    look : callable
+        The object, complex64, in the window it is asked for.
     support : ndarray, bool
         The present one; the next stays within reach of it.
     sigma : float
@@ -40,7 +48,7 @@ def shrink_wrap(rho: np.ndarray, support: np.ndarray, sigma: float, threshold: f
         The present one where the new one would be empty.
     """
     window = wrapped_box(support, margin=int(np.ceil(3 * sigma)) + 2)
-    modulus = ndimage.gaussian_filter(np.abs(rho[window]), sigma, mode="constant")
+    modulus = ndimage.gaussian_filter(np.abs(look(window)), sigma, mode="constant")
     level = threshold * np.sqrt(np.mean(np.square(modulus[support[window]])))
     inside = modulus > level
     if not inside.any():
@@ -50,7 +58,7 @@ def shrink_wrap(rho: np.ndarray, support: np.ndarray, sigma: float, threshold: f
     return new
 
 
-def wrapped_box(where: np.ndarray, margin: int = 0) -> tuple[np.ndarray, ...]:
+def wrapped_box(where: np.ndarray, margin: int = 0) -> Window:
     """Indices (``np.ix_``) of the smallest periodic box that holds every True, and `margin` around it."""
     return np.ix_(*(_wrapped_range(where, axis, margin) for axis in range(where.ndim)))
 

@@ -1,13 +1,16 @@
-"""The classic iterative maps, each one pass over memory.
+"""The classic iterative maps as four numbers each, and the loops over one block of Fourier space.
 
-Notation: ``rho`` the iterate, ``P`` its modulus projection, ``S`` the support; ``beta`` the relaxation.
-Every update writes its result into `rho`. The loops are written without branches, which the compiler turns
-into vector instructions (ten times faster). Plain versions of the same formulae live in the tests.
+With ``rho`` the iterate, ``P`` its modulus projection and ``S`` the support, every map that needs one modulus
+projection an iteration reads
+
+    rho' = a rho + b P + S (c rho + d P),
+
+and since ``P`` multiplies the transform of ``rho`` by a real scale, all but ``S`` is done pixel by pixel in
+Fourier space. The loops are written without branches, which the compiler turns into vector instructions (ten
+times faster). Plain versions of the same formulae live in the tests.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import numba
 import numpy as np
@@ -16,6 +19,21 @@ MASKED = np.float32(-1e30)
 """Stands for an unmeasured pixel in the packed counts of `pack`."""
 
 _jit = numba.njit(nogil=True, fastmath=True, cache=True, error_model="numpy")
+
+
+def coefficients(algorithm: str, beta: float) -> tuple[float, float, float, float]:
+    """``(a, b, c, d)`` of a map.
+
+    ``"er"``: error reduction (R. W. Gerchberg and W. O. Saxton, Optik 35, 237 (1972)); ``"hio"``: hybrid
+    input-output (J. R. Fienup, Appl. Opt. 21, 2758 (1982), Eq. 44); ``"raar"``: relaxed averaged alternating
+    reflections, ``beta/2 (R_S R_M + 1) rho + (1 - beta) P``, which for a support is ``P`` inside and
+    ``beta rho + (1 - 2 beta) P`` outside (D. R. Luke, Inverse Problems 21, 37 (2005), Eq. 2.10).
+    """
+    return {
+        "er": (0.0, 0.0, 0.0, 1.0),
+        "hio": (1.0, -beta, -1.0, 1 + beta),
+        "raar": (beta, 1 - 2 * beta, -beta, 2 * beta),
+    }[algorithm]
 
 
 def pack(counts: np.ndarray, mask: np.ndarray, free: np.ndarray) -> np.ndarray:
@@ -29,129 +47,68 @@ def pack(counts: np.ndarray, mask: np.ndarray, free: np.ndarray) -> np.ndarray:
 
 
 @_jit
-def free_log_likelihood(psi: np.ndarray, packed: np.ndarray) -> float:
-    """Sum of the Poisson log-likelihood of `psi` (flat) over the free pixels of `packed`."""
-    total = 0.0
+def intensity(psi: np.ndarray, power: np.ndarray) -> None:
+    """``power = |psi|^2``, flat arrays."""
     for i in range(psi.size):
-        if packed[i] < 0 and packed[i] > MASKED:
-            seen = -1 - packed[i]
-            power = psi[i].real * psi[i].real + psi[i].imag * psi[i].imag
-            expected = max(power, np.float32(1e-6))
-            total += expected - seen
-            if seen > 0:
-                total += seen * np.log(seen / expected)
-    return total
+        power[i] = psi[i].real * psi[i].real + psi[i].imag * psi[i].imag
 
 
 @_jit
-def project_modulus(psi: np.ndarray, packed: np.ndarray, offset: float) -> float:
-    """Give `psi` (flat, complex64) the measured moduli, in place; masked and free pixels keep their own.
+def add(psi: np.ndarray, gain: float, outside: np.ndarray) -> None:
+    """``psi += gain outside``, flat arrays."""
+    g = np.float32(gain)
+    for i in range(psi.size):
+        psi[i] += g * outside[i]
 
-    ``psi *= sqrt((I + c) / (|psi|^2 + c))``: with ``c = 0`` the projection of R. W. Gerchberg and W. O.
-    Saxton (Optik 35, 237 (1972)); with ``c = 3/8`` a unit gradient step on Anscombe's variance-stabilised
-    amplitudes, which for counts is all but Poisson maximum likelihood.
+
+@_jit
+def free_log_likelihood(power: np.ndarray, packed: np.ndarray, free: np.ndarray) -> float:
+    """Sum of the Poisson log-likelihood of `power` over the pixels at the indices `free`."""
+    total = 0.0
+    for k in range(free.size):
+        seen = -1 - packed[free[k]]
+        expected = max(power[free[k]], np.float32(1e-6))
+        total += expected - seen
+        if seen > 0:
+            total += seen * np.log(seen / expected)
+    return float(total)
+
+
+@_jit
+def modulus_scale(power: np.ndarray, packed: np.ndarray, offset: float) -> float:
+    """Turn intensities into the factors that give the measured moduli, in place; 1 for other pixels.
+
+    ``sqrt((I + c) / (power + c))``: with ``c = 0`` the modulus projection; with ``c = 3/8`` a unit gradient
+    step on Anscombe's variance-stabilised amplitudes, which for counts is all but Poisson maximum likelihood.
 
     Returns
     -------
     residual : float
-        Sum of ``(|psi| - sqrt(I))^2`` over used pixels, before the projection.
+        Sum of ``(sqrt(power) - sqrt(I))^2`` over used pixels.
     """
     c, tiny = np.float32(offset), np.float32(1e-20)
     zero, one = np.float32(0), np.float32(1)
     residual = zero
-    for i in range(psi.size):
-        value = psi[i]
-        power = value.real * value.real + value.imag * value.imag
+    for i in range(power.size):
         used = packed[i] >= zero
         counts = max(packed[i], zero)
-        difference = np.sqrt(power) - np.sqrt(counts)
+        difference = np.sqrt(power[i]) - np.sqrt(counts)
         residual += difference * difference if used else zero
-        scale = np.sqrt((counts + c) / (power + c + tiny)) if used else one
-        psi[i] = scale * value
+        power[i] = np.sqrt((counts + c) / (power[i] + c + tiny)) if used else one
     return float(residual)
 
 
 @_jit
-def error_reduction(rho: np.ndarray, projected: np.ndarray, support: np.ndarray, beta: float) -> None:
-    """``S P`` (J. R. Fienup, Appl. Opt. 21, 2758 (1982)); `beta` has no part in it."""
-    zero, one = np.float32(0), np.float32(1)
-    for i in range(rho.size):
-        rho[i] = (one if support[i] else zero) * projected[i]
+def mix(psi: np.ndarray, scale: np.ndarray, keep: float, take: float) -> None:
+    """``psi *= keep + take scale``, flat arrays."""
+    k, t = np.float32(keep), np.float32(take)
+    for i in range(psi.size):
+        psi[i] = (k + t * scale[i]) * psi[i]
 
 
 @_jit
-def hybrid_input_output(rho: np.ndarray, projected: np.ndarray, support: np.ndarray, beta: float) -> None:
-    """``P`` in the support, ``rho - beta P`` outside (Fienup 1982, Eq. 44)."""
-    b, zero, one = np.float32(beta), np.float32(0), np.float32(1)
-    for i in range(rho.size):
-        keep = zero if support[i] else one
-        take = one if support[i] else -b
-        rho[i] = keep * rho[i] + take * projected[i]
-
-
-@_jit
-def relaxed_averaged_reflections(
-    rho: np.ndarray, projected: np.ndarray, support: np.ndarray, beta: float
-) -> None:
-    """``beta/2 (R_S R_M + 1) rho + (1 - beta) P`` (D. R. Luke, Inverse Problems 21, 37 (2005), Eq. 2.10).
-
-    For a support that is ``P`` inside and ``beta rho + (1 - 2 beta) P`` outside.
-    """
-    b, c = np.float32(beta), np.float32(1 - 2 * beta)
-    zero, one = np.float32(0), np.float32(1)
-    for i in range(rho.size):
-        keep = zero if support[i] else b
-        take = one if support[i] else c
-        rho[i] = keep * rho[i] + take * projected[i]
-
-
-@_jit
-def difference_map_estimates(
-    rho: np.ndarray, projected: np.ndarray, support: np.ndarray, beta: float
-) -> None:
-    """First half of the difference map (V. Elser, J. Opt. Soc. Am. A 20, 40 (2003)).
-
-    ``rho + beta (P_S f_M - P_M f_S)`` with ``f_M = (1 + 1/beta) P - rho / beta`` and
-    ``f_S = (1 - 1/beta) P_S rho + rho / beta``. On return `projected` holds ``f_S``, whose modulus projection
-    is still to come, and `rho` the part that is done: ``rho + beta P_S f_M``.
-    """
-    b, inverse = np.float32(beta), np.float32(1 / beta)
-    zero, one = np.float32(0), np.float32(1)
-    for i in range(rho.size):
-        value = rho[i]
-        take = b + one if support[i] else zero
-        rho[i] = (zero if support[i] else one) * value + take * projected[i]
-        projected[i] = (one if support[i] else inverse) * value
-
-
-@_jit
-def difference_map_close(rho: np.ndarray, projected: np.ndarray, support: np.ndarray, beta: float) -> None:
-    """Second half: subtract ``beta P_M f_S``, given as `projected`."""
-    b = np.float32(beta)
-    for i in range(rho.size):
-        rho[i] -= b * projected[i]
-
-
-@_jit
-def accelerate(
-    rho: np.ndarray, projected: np.ndarray, support: np.ndarray, previous: np.ndarray, momentum: float
-) -> None:
-    """Error reduction with Nesterov's extrapolation (Soviet Math. Dokl. 27, 372 (1983)).
-
-    `previous` keeps the last point, which lies in the support; `rho` becomes the point ahead of it.
-    """
-    m, zero, one = np.float32(momentum), np.float32(0), np.float32(1)
-    for i in range(rho.size):
-        point = (one if support[i] else zero) * projected[i]
-        rho[i] = point + m * (point - previous[i])
-        previous[i] = point
-
-
-Update = Callable[[np.ndarray, np.ndarray, np.ndarray, float], None]
-
-UPDATES: dict[str, Update] = {
-    "er": error_reduction,
-    "hio": hybrid_input_output,
-    "raar": relaxed_averaged_reflections,
-}
-"""Maps that need one modulus projection an iteration."""
+def mixed(psi: np.ndarray, scale: np.ndarray, keep: float, take: float, out: np.ndarray) -> None:
+    """``out = (keep + take scale) psi``, flat arrays."""
+    k, t = np.float32(keep), np.float32(take)
+    for i in range(psi.size):
+        out[i] = (k + t * scale[i]) * psi[i]
