@@ -25,6 +25,12 @@ def ifft2(a: np.ndarray, *, overwrite: bool = False, workers: int = WORKERS) -> 
     return np.asarray(_fft.ifft2(a, norm="ortho", workers=workers, overwrite_x=overwrite))
 
 
+def transform_lines(a: np.ndarray, axis: int, *, forward: bool = True) -> np.ndarray:
+    """Unitary transform of complex `a` along one axis, in place, by the calling thread."""
+    transform = _fft.fft if forward else _fft.ifft
+    return np.asarray(transform(a, axis=axis, norm="ortho", overwrite_x=True))
+
+
 def fftn(a: np.ndarray, *, overwrite: bool = False) -> np.ndarray:
     """Unitary forward transform over all axes."""
     return np.asarray(_fft.fftn(a, norm="ortho", workers=WORKERS, overwrite_x=overwrite))

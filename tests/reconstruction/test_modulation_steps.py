@@ -39,8 +39,11 @@ def noise(rng, *shape):
     return (rng.normal(size=shape) + 1j * rng.normal(size=shape)).astype(np.complex64)
 
 
-def make_operator(rng, reach=(60, 56), n=48, window=None, centres=((0, 0), (9, -31)), neighbour=0.05):
-    modulator = np.exp(-2.4j * rng.integers(0, 2, (2 * n, 2 * n)))
+def make_operator(
+    rng, reach=(60, 56), n=48, window=None, centres=((0, 0), (9, -31)), neighbour=0.05, modulator=None
+):
+    if modulator is None:
+        modulator = np.exp(-2.4j * rng.integers(0, 2, (2 * n, 2 * n)))
     window = window or Window((12, 10), (2, -3))
     optics = (PIXEL, PIXEL), WAVELENGTH, 1e-3, 5.0, (n, n)
     return FrameOperator(modulator, window, *optics, np.array(centres), reach, neighbour)
@@ -71,14 +74,39 @@ def test_propagation_matches_the_transfer_function_on_a_wide_grid():
     np.testing.assert_allclose(operator.to_modulator(wave), expected[np.ix_(rows, columns)], atol=1e-4)
 
 
+@pytest.mark.parametrize("beyond", [0.4, 1.3])
+def test_light_that_walks_off_is_followed_even_beyond_the_band_of_the_pixels(beyond):
+    """Against a transform on pixels three times finer, which hold the carrier of the wave."""
+    n, fine = 256, 3
+    carrier = beyond / (2 * PIXEL)
+    walk = round(carrier * WAVELENGTH * 1e-3 / PIXEL)
+    carrier = walk * PIXEL / (WAVELENGTH * 1e-3)
+    at = (np.arange(fine * n) - fine * n // 2) * PIXEL / fine
+    beam = np.exp(-((at / (4 * PIXEL)) ** 2))
+    finest = np.multiply.outer(beam, beam * np.exp(2j * np.pi * carrier * at)).astype(np.complex64)
+    expected = propagate(finest, (PIXEL / fine, PIXEL / fine), WAVELENGTH, 1e-3)
+    window = Window((24, 24))
+    optics = (PIXEL, PIXEL), WAVELENGTH, 1e-3, 5.0, (n, n)
+    at = np.array([(0, walk)])
+    operator = FrameOperator(np.ones((2, 2)), window, *optics, at, (84, 84), walk=at)
+    rows, columns = (fine * (n // 2 + window.indices(axis)) for axis in (0, 1))
+    light = operator.to_modulator(finest[np.ix_(rows, columns)])
+    rows, columns = (fine * (n // 2 + operator.patch_indices(0, axis)) for axis in (0, 1))
+    np.testing.assert_allclose(light, expected[np.ix_(rows, columns)], atol=1e-3 * np.abs(light).max())
+
+
 def test_a_patch_wider_than_the_detectors_field_gives_the_waves_at_the_pixels():
     """Pixels sample the far field: every second point of a transform twice as long."""
     rng = np.random.default_rng(12)
-    operator = make_operator(rng, (90, 90), centres=[(3, -2)])
+    modulator = np.exp(-2.4j * rng.integers(0, 2, (96, 96)))
+    operator = make_operator(rng, (90, 90), centres=[(3, -2)], modulator=modulator)
+    at = [operator.patch_indices(0, axis) for axis in (0, 1)]
+    sphere = [np.exp(1j * np.pi * (a * PIXEL) ** 2 / (WAVELENGTH * 5.0)) for a in at]
+    film = modulator[np.ix_(at[0] + 48, at[1] + 48)] * np.multiply.outer(*sphere)
     wave = noise(rng, 12, 10)
     long = np.zeros((96, 96), np.complex64)
     rows, columns = (operator.patch_indices(0, axis) % 96 for axis in (0, 1))
-    long[np.ix_(rows, columns)] = operator.to_modulator(wave) * operator.patch(0)
+    long[np.ix_(rows, columns)] = operator.to_modulator(wave) * film
     expected = 2 * np.fft.fft2(long, norm="ortho")[::2, ::2]
     np.testing.assert_allclose(operator.forward(wave), expected, atol=1e-4)
 
@@ -122,7 +150,7 @@ def test_a_moved_crystal_moves_the_light_the_same_way():
 @given(distance=st.floats(1e-5, 2e-4), shift=st.floats(-3, 3))
 def test_near_field_matrix_keeps_the_light(distance, shift):
     x = np.arange(-8, 8)
-    matrix = FresnelKernel(PIXEL, WAVELENGTH, distance, 80).matrix((-64, 128), x, shift * PIXEL)
+    matrix = FresnelKernel(PIXEL, WAVELENGTH, distance, 80).matrix((-64, 128, 1), x, 0, shift * PIXEL)
     smooth = np.exp(-(x**2) / 8)
     assert np.linalg.norm(matrix @ smooth) == pytest.approx(np.linalg.norm(smooth), rel=1e-3)
 

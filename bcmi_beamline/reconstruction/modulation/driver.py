@@ -15,6 +15,7 @@ from bcmi_beamline.reconstruction.modes import align_trials, eigen_modes, spread
 from bcmi_beamline.reconstruction.modulation.chain import chain, combine
 from bcmi_beamline.reconstruction.modulation.drift import find_drift, sentinel_shifts
 from bcmi_beamline.reconstruction.modulation.operators import (
+    ANGLES_KEPT,
     FrameOperator,
     RockingOperator,
     Window,
@@ -66,10 +67,6 @@ PILOT = 3
 
 DRIFT_GAIN = 0.02
 """Part by which following a drift must lower the misfit of the free pixels, which no step has seen."""
-
-ANGLES_KEPT = 0.7
-"""Part of the angles that the detector takes in, within which the light of a crystal is followed to the
-modulator: what is diffracted further out is weak, and would land far from the rest."""
 
 LOOSE_SIZES = (0.8e-6, 1.2e-6, 1.6e-6)
 """Edges, m, of the windows in which a crystal is looked for when no beam was calibrated."""
@@ -123,6 +120,7 @@ def prepare(
             (ny, nx),
             centres + window.centre,
             (reach[0], reach[1]),
+            walk=centres,
         )
 
     if support is not None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from copy import copy
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from bcmi_beamline.reconstruction.modulation.operators import (
     RockingOperator,
     slow_transform,
 )
-from bcmi_beamline.reconstruction.modulation.slices import descend, frame_counts
+from bcmi_beamline.reconstruction.modulation.slices import descend, frame_counts, frame_norms
 from bcmi_beamline.reconstruction.modulation.support import shrink_wrap
 from bcmi_beamline.reconstruction.threads import each
 
@@ -60,14 +61,19 @@ class Problem:
     norm: float = field(init=False)
     free_count: int = field(init=False)
     counts: np.ndarray = field(init=False)
+    _norms: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
         self.matrix = self.rocking.matrix(len(self.region))
         self.counts = frame_counts(self.targets)
-        self.frames = np.flatnonzero(self.weight > 0)
-        squares = each(lambda t: float(np.square(t[t >= 0]).sum(dtype=float)), self.targets)
-        self.norm = float(np.dot(squares, self.weight))
-        self.free_count = int((self.targets[self.frames] <= -2).sum())
+        self._norms = frame_norms(self.targets)
+        self._trust(self.weight)
+
+    def _trust(self, weight: np.ndarray) -> None:
+        self.weight = weight
+        self.frames = np.flatnonzero(weight > 0)
+        self.norm = float(np.dot(self._norms[:, 0], weight))
+        self.free_count = int(self._norms[self.frames, 1].sum())
 
     @property
     def metres_per_pixel(self) -> np.ndarray:
@@ -79,7 +85,9 @@ class Problem:
         """The same problem with the weight of all other frames set to 0."""
         weight = np.zeros_like(self.weight)
         weight[frames] = self.weight[frames]
-        return replace(self, weight=weight)
+        part = copy(self)
+        part._trust(weight)
+        return part
 
     def tightened(self, image: np.ndarray, threshold: float, support: np.ndarray) -> np.ndarray:
         """Shrink-wrap of `image` within the region; `support` as it is where the support is known."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from bcmi_beamline.reconstruction.fourier import to_corner
 from bcmi_beamline.reconstruction.modulation.operators import FrameOperator, integrate_pixels
 from bcmi_beamline.reconstruction.threads import each
 from bcmi_beamline.scans import RockingScan
@@ -43,22 +42,64 @@ def sentinel_targets(scan: RockingScan) -> np.ndarray:
 
 
 def _pack(scan: RockingScan, frames: np.ndarray, free: np.ndarray) -> np.ndarray:
-    counts = frames.astype(np.float32)
-    bad = scan.mask | ~np.isfinite(counts) | (counts < 0)
-    if scan.count_cutoff is not None:
-        bad |= counts >= scan.count_cutoff
-    counts[bad] = 0
-    targets = np.where(free, -2 - counts, np.sqrt(counts + np.float32(ANSCOMBE)))
-    targets[bad] = -1
-    return np.ascontiguousarray(to_corner(targets), dtype=np.float32)
+    targets = np.empty(frames.shape, np.float32)
+    cutoff = np.inf if scan.count_cutoff is None else float(scan.count_cutoff)
+    masks = np.broadcast_to(scan.mask, frames.shape)
+    each(lambda j: _pack_frame(frames[j], masks[j], free[j], cutoff, targets[j]), range(len(frames)))
+    return targets
+
+
+_jit = numba.njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")  # no fastmath: a frame may hold nan
+def _pack_frame(
+    frame: np.ndarray, mask: np.ndarray, free: np.ndarray, cutoff: float, out: np.ndarray
+) -> None:  # pragma: no cover
+    """One frame as `make_targets` says, its middle moved to the corner."""
+    ny, nx = out.shape
+    for row in range(ny):
+        source = (row + ny // 2) % ny
+        line = out[row]
+        for column in range(nx):
+            at = (column + nx // 2) % nx
+            seen = np.float32(frame[source, at])
+            if mask[source, at] or not seen >= 0 or seen >= cutoff or seen == np.inf:
+                line[column] = -1
+            elif free[source, at]:
+                line[column] = -2 - seen
+            else:
+                line[column] = np.sqrt(seen + np.float32(0.375))
 
 
 def frame_counts(targets: np.ndarray) -> np.ndarray:
     """Counts in the pixels in use of each frame, (J,)."""
-    return np.array(each(lambda t: float(np.sum(np.square(t[t >= 0], dtype=float) - ANSCOMBE)), targets))
+    return np.array(each(lambda t: _sums(t)[0], targets))
 
 
-@numba.njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
+def frame_norms(targets: np.ndarray) -> np.ndarray:
+    """``sum (I + 3/8)`` of the pixels in use of each frame and how many pixels are free, (J, 2)."""
+    return np.array(each(lambda t: _sums(t)[1:], targets))
+
+
+@_jit
+def _sums(target: np.ndarray) -> tuple[float, float, float]:  # pragma: no cover
+    """Counts in the pixels in use, ``sum (I + 3/8)`` over them, and the number of free pixels."""
+    zero, one = np.float32(0), np.float32(1)
+    squares, used, free = 0.0, 0.0, 0.0
+    for row in range(target.shape[0]):
+        line = target[row]
+        sum_line, used_line, free_line = zero, zero, zero
+        for column in range(len(line)):
+            seen = max(line[column], zero)
+            sum_line += seen * seen
+            used_line += one if line[column] >= zero else zero
+            free_line += one if line[column] <= -2 else zero
+        squares, used, free = squares + sum_line, used + used_line, free + free_line
+    return squares - ANSCOMBE * used, squares, free  # pyright: ignore[reportReturnType]
+
+
+@_jit
 def _factors(
     counts: np.ndarray, target: np.ndarray, factor: np.ndarray
 ) -> tuple[float, float]:  # pragma: no cover
@@ -83,7 +124,7 @@ def _factors(
     return misfit, free  # pyright: ignore[reportReturnType]
 
 
-@numba.njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
+@_jit
 def modulus_step(
     psi: np.ndarray, target: np.ndarray, neighbour: float
 ) -> tuple[float, float]:  # pragma: no cover
