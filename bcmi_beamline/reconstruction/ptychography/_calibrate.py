@@ -24,7 +24,9 @@ from bcmi_beamline.reconstruction.ptychography._finish import (
     shift_wave,
 )
 from bcmi_beamline.reconstruction.ptychography._positions import (
+    DEGREE,
     affine_numbers,
+    carried_on,
     extrapolate,
     turned,
     without_affine,
@@ -73,7 +75,9 @@ FIRST_FRAMES, FIRST_SHARE, GROWTH = 80, 1 / 12, 1.35
 """The coarse start begins with so many frames, at least, and takes in the others by and by."""
 STAGE_STEP, STAGE_SWEEPS = 0.02, 3
 """Rotation in rad of the first trials of the stage, and the sweeps that judge a trial."""
-FIRST_SWEEPS, GROWING_SWEEPS, LAST_SWEEPS = 10, 2, 6
+FIRST_SWEEPS, GROWING_SWEEPS, LAST_SWEEPS = 10, 2, 12
+CRYSTAL_FROM = 4
+"""Passes of a run without a coarse start after which the probe shows where it comes from."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,7 @@ class Options:
     refine_positions: bool = True
     refine_rotation: bool = False
     search_radius: float = 0.0
+    from_crystal: bool = True
     refine_intensities: bool = True
     variations: int = 0
     background: bool = False
@@ -139,6 +144,9 @@ def calibrate(
     search_radius : float
         Pixels, standard deviation; where not 0 every pass of the first half also tries another place for each
         frame at random, for positions that are wrong by more than the object's features. The radius shrinks.
+    from_crystal : bool
+        Keep the probe to waves that come from the small region, `sample_distance` before, which the data show.
+        It is left free where less than half of the light comes from one, and without a distance.
     refine_intensities : bool
         Follow slow changes of the beam's intensity; fast ones are the monitor's (`scan.flux`).
     variations : int, 0 to 4
@@ -212,6 +220,10 @@ class _Run:
         """Window of the coarse start; None where the frames are small enough as they are."""
         self.scores: list[Score] = []
         self.located = False
+        self.distance = scan.sample_distance
+        """Of the crystal that the probe comes from, m."""
+        self.drift = np.zeros((DEGREE + 1, 2))
+        """How far all positions went in the last pass, m, as polynomials in time."""
         self.stage = 1 + 0j
         """Rotation of all positions, as a complex number of modulus 1."""
         grid, probe = self.grid, first_probe(scan, mean, options.modes, rng, self.finer)
@@ -256,10 +268,27 @@ class _Run:
         if self.options.refine_intensities:
             engine.even(STEADY_FRAMES)
         if self.options.refine_positions:
+            before = engine.offsets[active]
             engine.move(grid.limit, gain=gain)
-            start = self._start(grid)
-            engine.offsets[active] = grid.limit(without_affine(engine.offsets, start, active))
+            found = without_affine(engine.offsets, self._start(grid), active)
+            if len(active) == len(self.scan.frames):
+                pixel = np.array(grid.pixel)
+                moved, self.drift = carried_on((found - before) * pixel, self.drift)
+                found = before + moved / pixel
+            engine.offsets[active] = grid.limit(found)
         self.located = True
+
+    def _confine(self, refocus: bool = False) -> None:
+        """Keep the probe to what comes from the crystal that it shows now, at the distance that it shows."""
+        scan, grid, engine = self.scan, self.grid, self.engine
+        if not self.options.from_crystal or not scan.sample_distance:
+            return
+        if refocus:
+            found = focus(
+                engine.probe[0], grid.pixel, scan.wavelength, scan.sample_distance, finer=self.finer
+            )
+            self.distance = found
+        engine.come_from(grid.pixel, scan.wavelength, self.distance)
 
     def _start(self, grid: Grid) -> np.ndarray:
         """Offsets (J, 2) by the encoders, and by the rotation that was found for them."""
@@ -323,11 +352,13 @@ class _Run:
             score = self.engine.sweep(momentum=momentum, locate=i >= MOMENTUM_FROM)
             if i >= MOMENTUM_FROM:
                 self._settle(1.5)
+        self._confine()
         while known < len(self.scan.frames) or self._longer(arriving):
             known = self._take_in(known)
             for momentum in np.linspace(MOMENTUM, 0, GROWING_SWEEPS):
                 score = self.engine.sweep(momentum=float(momentum), locate=True)
                 self._settle(1.5)
+            self._confine()
             self._tell(0.0, f"start: {known} of {len(self.scan.frames)} frames, R2 {score.r2:.5f}")
         for i in range(LAST_SWEEPS):
             score = self.engine.sweep(momentum=MOMENTUM if i < LAST_SWEEPS - 1 else 0.0, locate=True)
@@ -340,6 +371,7 @@ class _Run:
             found = self.full.limit(self.full.offsets(self.grid.positions(self.engine.offsets)))
             self.coarse = None
             self.engine = self.engine.resized(self.scan.frames.shape[1:], self.full.shape, found)
+        self._confine()
 
     def _longer(self, arriving: Iterator[PtychographyScan]) -> bool:
         """Wait for more frames of a running scan; False when it has ended."""
@@ -374,12 +406,12 @@ class _Run:
         if options.background:
             engine.seek_background(1e-3 * float(np.median(engine.gain)) ** 2)
         sweeps = round(SWEEPS * options.iterations)
-        stage = 0
+        stage, begun = 0, self.located
         for i in range(options.iterations):
             moving = self.located or i >= POSITIONS_FROM * options.iterations
             sweeping = i < sweeps
             if sweeping:
-                momentum = MOMENTUM if MOMENTUM_FROM <= i < sweeps - 1 else 0.0
+                momentum = MOMENTUM if (begun or i >= MOMENTUM_FROM) and i < sweeps - 1 else 0.0
                 score = engine.sweep(momentum=momentum, locate=moving)
             else:
                 score = engine.descend(locate=moving, poisson=options.likelihood == "poisson")
@@ -389,6 +421,8 @@ class _Run:
                 if sweeping:
                     engine.vary()
                 self._settle(1.5 if sweeping else 1.0)
+            if sweeping and (begun or i >= CRYSTAL_FROM - 1) and (i + 1) & i == 0:
+                self._confine(refocus=True)
             self.scores.append(score)
             self._tell(
                 (i + 1) / options.iterations,

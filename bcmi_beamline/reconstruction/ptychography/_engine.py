@@ -11,9 +11,12 @@ from scipy import ndimage
 
 from bcmi_beamline.reconstruction.ptychography._detector import Detector
 from bcmi_beamline.reconstruction.ptychography._devices import Array, Batch, Device, Sums, make_device
+from bcmi_beamline.reconstruction.ptychography._source import Source
 
 GAIN_LIMITS = 0.5, 2.0
 """Of one step of a frame's intensity."""
+SMALL_SOURCE = 0.5
+"""A probe is only said to come from a region if more than this share of its light does."""
 BETTER = 0.97
 """A frame is moved by chance only to where its misfit is at most this share of what it was."""
 
@@ -112,6 +115,7 @@ class Engine:
         self._fy, self._fx = (np.fft.fftfreq(n) for n in shape)
         self._room = np.subtract(image.shape, shape)
         self._confine = put(_taper(shape)) if self.detector.finer > 1 else None
+        self._source: Source | None = None
         """Where the probe may be. Light moved by one far field of a pixel, with the object that it meets, is
         almost the same light: a wider field needs to be told that the beam stands in its middle."""
 
@@ -205,8 +209,23 @@ class Engine:
         )  # fmt: skip
         other._place_arrays(image, self.device.get(self._parts))
         other.offsets[:known] = self.offsets + grown
-        other.gain[:known], other.active = self.gain, self.active
+        other.gain[:known], other.active, other._source = self.gain, self.active, self._source
         return other
+
+    def come_from(self, pixel: tuple[float, float], wavelength: float, distance: float) -> None:
+        """Keep the probe from here on to what comes from where it left a plane `distance` before the object.
+
+        Parameters
+        ----------
+        pixel : (y, x), m
+            Of the object.
+        wavelength, distance : float, m
+        """
+        source = Source(self.detector.tilt(), self.detector.finer, pixel, wavelength, distance, self.device)
+        source.shrink(self._parts[0])
+        kept, self._source = source.project(self._parts), None
+        if _power(self.device.get(kept[0])) > SMALL_SOURCE * _power(self.device.get(self._parts[0])):
+            self._parts, self._previous, self._source = kept, None, source
 
     # -- one batch --------------------------------------------------------------------------------
     def _batches(self, frames: np.ndarray | None = None) -> list[np.ndarray]:
@@ -259,8 +278,9 @@ class Engine:
         self.device.step(self._image, sums, step, 1 - damp_image, damp_image * float(sums.light.max()))
         light = (1 - damp_probe) * sums.power + damp_probe * float(sums.power.max())
         if not hold_probe:
-            self._parts = self._parts + step * self.device.ifft2(sums.probe) / light
-        if self._confine is not None:
+            change = step * self.device.ifft2(sums.probe) / light
+            self._parts = self._parts + (change if self._source is None else self._source.project(change))
+        if self._confine is not None and self._source is None:
             self._parts = self._parts * self._confine
         sums.probe *= 0
         sums.power *= 0
@@ -465,6 +485,10 @@ def _taper(shape: tuple[int, int]) -> np.ndarray:
         np.cos(np.pi / 2 * np.clip(np.abs(np.arange(n) - n // 2) / (n / 8) - 2, 0, 1)) ** 2 for n in shape
     )
     return (y[:, None] * x).astype(np.float32)
+
+
+def _power(waves: np.ndarray) -> float:
+    return float(np.vdot(waves, waves).real)
 
 
 def _score(totals: np.ndarray) -> Score:

@@ -6,6 +6,8 @@ import numpy as np
 
 DEGREE = 3
 """Of the polynomials in time that drift is told apart from the stage with."""
+MOMENTUM = 0.9
+"""Of the drift."""
 UNSTEADY = 0.3
 """Share of the variance of time that place must leave unexplained before time may explain a motion."""
 
@@ -35,6 +37,30 @@ def without_affine(offsets: np.ndarray, start: np.ndarray, active: np.ndarray) -
     ridge = np.diag([0, 0, 0] + [UNSTEADY * len(active)] * DEGREE)
     fit = np.linalg.lstsq(design.T @ design + ridge, design.T @ moved, rcond=1e-6)[0]
     return offsets[active] - place @ fit[:2]
+
+
+def carried_on(moved: np.ndarray, velocity: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Let what all frames have in common go on as it went: a heavy ball for the drift.
+
+    A wrong drift stretches the object with the positions and hardly misfits under a beam that is small
+    against the scan: it creeps home by a per cent or two a pass. What turns round starts anew.
+
+    Parameters
+    ----------
+    moved : ndarray, (J, 2)
+        By the last pass, in the order in which frames were taken.
+    velocity : ndarray, (DEGREE + 1, 2)
+        Of the passes before, as Legendre polynomials in time.
+
+    Returns
+    -------
+    moved : ndarray, (J, 2)
+    velocity : ndarray, (DEGREE + 1, 2)
+    """
+    time = np.polynomial.legendre.legvander(np.linspace(-1, 1, len(moved)), DEGREE)
+    common = np.linalg.lstsq(time, moved, rcond=None)[0]
+    onward = np.where(common * velocity > 0, MOMENTUM * velocity, 0)
+    return moved + time @ onward, common + onward
 
 
 def extrapolate(offsets: np.ndarray, start: np.ndarray, known: int, more: int) -> np.ndarray:
