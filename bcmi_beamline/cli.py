@@ -291,6 +291,18 @@ def _picture(path: Path) -> Any:
     return draw
 
 
+def _crystal_picture(path: Path) -> Any:
+    """Return a function that draws a crystal as it is into one picture, again and again."""
+
+    def draw(result: Any) -> None:
+        from bcmi_beamline.report.figures import object_figure
+
+        figure = object_figure({f"after {len(result.free_llk)} trial(s)": result})
+        atomically(path, lambda beside: figure.savefig(beside, dpi=80, format="png"))
+
+    return draw
+
+
 @app.command()
 def calibrate(
     source: Annotated[str, typer.Argument(help="A CXI ptychography file, or a run uid.")],
@@ -375,6 +387,14 @@ def reconstruct(
     keep: Annotated[
         Path | None, typer.Option(help="Folder that keeps finished trials; the same command then resumes.")
     ] = None,
+    live: Annotated[bool, typer.Option(help="After each trial, draw what there is into OUTPUT.png.")] = False,
+    support: Annotated[
+        Path | None, typer.Option(help="bcdi: a result file whose support is taken as known.")
+    ] = None,
+    generations: Annotated[
+        int, typer.Option(min=1, help="bcdi: guided search; trials are crossed with the best so often.")
+    ] = 1,
+    coherence: Annotated[bool, typer.Option(help="bcdi: fit how coherent the light was.")] = False,
     directory: DirectoryOption = Path("bcmi-data"),
 ) -> None:
     """Phase retrieval of a rocking scan: a 3D complex image of the crystal."""
@@ -385,12 +405,16 @@ def reconstruct(
     chosen = method or (Method.bcmi if modulator else Method.bcdi)
     if chosen is Method.bcmi and modulator is None:
         raise ValueError("bcmi needs --modulator FILE; bcmi calibrate makes one")
+    if chosen is Method.bcmi and (support is not None or generations > 1 or coherence):
+        raise ValueError("--support, --generations and --coherence belong to bcdi; leave them or --modulator")
     with _loaded(source, directory) as scan:
         if not isinstance(scan, RockingScan):
             raise ValueError(f"{source}: holds a ptychography scan; reconstruct needs a rocking scan")
     options: dict[str, Any] = {"trials": trials, "seed": seed}
     options |= {"workers": workers, "scheduler": scheduler, "folder": keep}
     options |= {} if iterations is None else {"iterations": iterations}
+    options["show"] = _crystal_picture(output.with_suffix(".png")) if live else None
+    known_support = data.read_reconstruction(support) if support is not None else None
     with shown(f"Reconstructing ({chosen.value})") as progress:
         if chosen is Method.bcmi and modulator is not None:
             from bcmi_beamline.reconstruction import modulation
@@ -400,7 +424,10 @@ def reconstruct(
         else:
             from bcmi_beamline.reconstruction import conventional
 
-            result = conventional.reconstruct(scan, progress=progress, **options)
+            recipe = conventional.Recipe(generations=generations, partial_coherence=coherence)
+            result = conventional.reconstruct(
+                scan, progress=progress, recipe=recipe, support=known_support, **options
+            )
     data.write_reconstruction(output, result, crystal_frame(result))
     print(f"{output}: {result!r}")
 

@@ -56,6 +56,10 @@ def test_every_command_explains_itself(bcmi, command):
         (["calibrate", "absent.cxi", "-o", "m.cxi"], "absent.cxi"),
         (["reconstruct", "absent.cxi", "-o", "r.cxi"], "absent.cxi"),
         (["reconstruct", "a.cxi", "--method", "bcmi", "-o", "r.cxi"], "--modulator"),
+        (
+            ["reconstruct", "a.cxi", "--modulator", "m.cxi", "--generations", "3", "-o", "r.cxi"],
+            "belong to bcdi",
+        ),
         (["compare", "absent.cxi", "truth.cxi"], "absent.cxi"),
         (["calibrate", "d41d8cd9", "-o", "m.cxi", "--directory", "nowhere"], "no catalogue"),
         (["export", "d41d8cd9", "-o", "m.cxi", "--directory", "nowhere"], "no catalogue"),

@@ -47,6 +47,7 @@ def run_trials(
     scheduler: str | None = None,
     folder: Path | None = None,
     progress: Progress | None = None,
+    found: Callable[[list[Any]], None] | None = None,
 ) -> list[Any]:
     """Outcomes of trials 0 to `count` - 1, in this order.
 
@@ -64,6 +65,9 @@ def run_trials(
         Keeps what every trial found. It must be seen by all workers where there is a scheduler.
     progress : callable, optional
         Given the part of all trials that is done and a line.
+    found : callable, optional
+        Given the outcomes so far, in the order of their numbers, whenever there is a new one: to draw them.
+        What it raises is told in a line and stops nothing.
 
     Raises
     ------
@@ -71,7 +75,7 @@ def run_trials(
         When `folder` holds trials of another job, or what the scheduler needs is not installed.
     """
     kept = _Shelf(folder, job) if folder is not None else None
-    done: dict[int, Any] = {} if kept is None else kept.found(count)
+    done: dict[int, Any] = {} if kept is None else kept.outcomes(count)
 
     def say(part: float, line: str) -> None:
         if progress is not None:
@@ -81,6 +85,11 @@ def run_trials(
         done[number] = outcome
         if kept is not None:
             kept.put(number, outcome)
+        if found is not None:
+            try:
+                found([done[n] for n in sorted(done)])
+            except Exception as problem:  # a picture must not cost the trials that it shows
+                say(len(done), f"no picture: {problem}")
 
     left = [n for n in range(count) if n not in done]
     if scheduler is None and (workers == 1 or len(left) < 2):
@@ -204,7 +213,7 @@ class _Shelf:
         arrays = {name: np.asarray(value) for name, value in values.items() if value is not None}
         _replace(self._path(number), lambda beside: np.savez(beside, **arrays))  # pyright: ignore[reportArgumentType]
 
-    def found(self, count: int) -> dict[int, Any]:
+    def outcomes(self, count: int) -> dict[int, Any]:
         outcomes = {}
         for number in range(count):
             if self._path(number).exists():

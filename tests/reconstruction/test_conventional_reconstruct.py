@@ -2,9 +2,13 @@
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from bcmi_beamline.geometry import Geometry
 from bcmi_beamline.reconstruction.conventional import Recipe, prepare, reconstruct
+from bcmi_beamline.reconstruction.conventional._guided import breed, score
+from bcmi_beamline.reconstruction.conventional._trial import Trial
+from bcmi_beamline.reconstruction.fourier import to_centre, to_corner
 from bcmi_beamline.reconstruction.metrics import compare
 from bcmi_beamline.scans import Reconstruction, RockingScan
 
@@ -178,3 +182,90 @@ def test_progress_and_seed():
     fractions = [fraction for fraction, _ in told]
     assert fractions == sorted(fractions) and fractions[-1] == 1
     assert "free LLK" in told[-1][1]
+
+
+# -- guided search ---------------------------------------------------------------------------------------
+def test_guided_search_brings_every_trial_to_the_best(tmp_path):
+    """Crossing carries the best solution, or its twin, to trials that alone stay elsewhere."""
+    truth = crystal(Geometry(pixel_size=PIXEL), bend=1.0)
+    scan = rock(truth, angles())
+    recipe = Recipe(generations=3, start_width=0.5)
+    shown = []
+    options = {"trials": 4, "iterations": 120, "folder": tmp_path}
+    result = reconstruct(scan, recipe=recipe, show=shown.append, **options)
+    alone = reconstruct(scan, trials=4, iterations=120)
+    guided, free = (np.array(r.metadata["trial_free_llk"]) for r in (result, alone))
+    assert np.ptp(guided) < 0.5 * np.ptp(free)
+    assert guided.max() < np.sort(free)[1]  # the worst is better than all but one without guide
+    assert best(compare(result, truth)) > 0.97
+    assert result.free_llk.shape == (4, 120)
+    assert len(shown) == 12 and shown[-1].free_llk.shape[0] == 4
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f"generation-{g}" for g in range(3)]
+    resumed = reconstruct(scan, recipe=recipe, **options)
+    assert np.array_equal(resumed.image, result.image)
+
+
+def test_children_have_the_phase_between_their_parents_and_the_best_stays():
+    rng = np.random.default_rng(4)
+    support = np.zeros((16, 18, 20), bool)
+    support[3:9, 4:11, 5:13] = True
+    phase = ndimage.gaussian_filter(rng.normal(size=support.shape), 2) * 8
+    bent = np.where(support, np.exp(1j * phase), 0).astype(np.complex64)
+    flat = support.astype(np.complex64)
+
+    def trial(image, llk):
+        return Trial(
+            to_corner(image, (0, 1, 2)), to_corner(support, (0, 1, 2)), np.array([llk]), np.array([1.0])
+        )
+
+    children = breed([trial(bent, 2.0), trial(4 * flat, 1.0)], Recipe(), known=True)
+    child = to_centre(children[0].rho, (0, 1, 2))
+    between = np.angle(np.vdot(flat, bent))  # global phases are matched before
+    expected = np.where(support, 2 * np.exp(0.5j * (np.angle(bent * np.exp(-1j * between)))), 0)
+    assert np.abs(child - expected).max() < 1e-4
+    assert np.array_equal(to_centre(children[1].rho, (0, 1, 2)), 4 * flat)
+
+
+@pytest.mark.parametrize("criterion", ["free_llk", "error", "sharpness"])
+def test_criteria_prefer_the_better_trial(criterion):
+    inside = np.ones((4, 4, 4), bool)
+    even, spiky = np.ones((4, 4, 4), np.complex64), np.ones((4, 4, 4), np.complex64)
+    spiky[0, 0, 0] = 5
+    good = Trial(even, inside, np.array([3.0, 1.0]), np.array([0.5, 0.1]))
+    bad = Trial(spiky, inside, np.array([0.5, 2.0]), np.array([0.1, 0.2]))
+    assert score(good, criterion) < score(bad, criterion)
+
+
+def test_low_resolution_widens_to_the_whole_pattern():
+    recipe = Recipe(generations=6, start_width=0.2)
+    widths = [recipe.width(g) for g in range(6)]
+    assert widths[0] == pytest.approx(0.2) and widths[0] < widths[1] < widths[2] < 1
+    assert widths[3:] == [None] * 3
+    assert Recipe(generations=6).width(0) is None
+
+
+# -- blur ------------------------------------------------------------------------------------------------
+def test_blur_by_light_that_is_not_quite_coherent_is_found():
+    truth = crystal(Geometry(pixel_size=PIXEL), bend=1.0)
+    scan = rock(truth, angles(), counts=1e9)
+    sigma = (0.5, 0.9, 0.6)
+    blurred = ndimage.gaussian_filter(scan.frames.astype(float), sigma, mode="wrap") * 1e-2
+    scan.frames = np.random.default_rng(6).poisson(blurred).astype(np.float32)
+    options = {"trials": 1, "iterations": 300, "support": truth, "seed": 2}
+    sharp = reconstruct(scan, **options)
+    fitted = reconstruct(scan, recipe=Recipe(partial_coherence=True, pixels=False), **options)
+    before, after = compare(sharp, truth).correlation, compare(fitted, truth).correlation
+    assert fitted.free_llk[0, -1] < 0.5 * sharp.free_llk[0, -1]
+    assert after > 0.95 and 1 - after < 0.5 * (1 - before), (before, after)
+    assert fitted.metadata["blur_px"] == pytest.approx(sigma, abs=0.15)
+
+
+def test_summed_pixels_are_allowed_for():
+    """Four pixels summed along each side blur by a known amount, which an exact model takes out."""
+    truth = crystal(Geometry(pixel_size=PIXEL), bend=1.0, n_pixels=4 * N)
+    scan = rock(truth, angles(), counts=3e7)
+    options = {"trials": 1, "iterations": 120, "support": truth, "binning": 4}
+    plain = reconstruct(scan, recipe=Recipe(pixels=False), **options)
+    exact = reconstruct(scan, **options)
+    assert exact.free_llk[0, -1] < 0.7 * plain.free_llk[0, -1]
+    assert compare(exact, truth).correlation > compare(plain, truth).correlation

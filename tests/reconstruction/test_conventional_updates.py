@@ -141,7 +141,7 @@ def test_half_of_a_support_is_half():
 def lopsided(shape, sigma=0.7):
     kernel = gaussian_kernel(shape, sigma, radius=2)
     kernel[2, 2, 3] *= 3  # no symmetry to hide a conjugate behind
-    return Coherence(shape, kernel / kernel.sum(), workers=1)
+    return Coherence(shape, kernel / kernel.sum(), pixels=False, workers=1)
 
 
 def literal_blur(power, kernel):
@@ -212,7 +212,7 @@ def test_richardson_lucy_finds_the_kernel():
     counts = rng.poisson(literal_blur(power, truth)).astype(np.float32)
     mask = rng.random(shape) < 0.05
     packed = pack(counts, mask, np.zeros(shape, bool)).transpose(1, 0, 2)
-    found = Coherence(shape, gaussian_kernel(shape, radius=2), workers=1)
+    found = Coherence(shape, gaussian_kernel(shape, radius=2), pixels=False, workers=1)
     before = np.abs(found.kernel - truth).sum()
     found.refine(power.transpose(1, 0, 2).astype(np.float32), packed, 200)
     after = np.abs(found.kernel - truth).sum()

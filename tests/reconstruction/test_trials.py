@@ -60,6 +60,21 @@ def test_an_interrupted_series_goes_on_where_it_stopped(tmp_path):
     assert again[0].nothing is None and list(again[0].history) == [1.0, 0.5]
 
 
+def test_a_picture_is_drawn_as_trials_end_and_stops_nothing(tmp_path):
+    seen, lines = [], []
+
+    def draw(found):
+        seen.append(len(found))
+        if len(found) == 2:
+            raise OSError("disk full")
+
+    run_trials(Draw(4), 1, folder=tmp_path)
+    found = run_trials(Draw(4), 4, folder=tmp_path, found=draw, progress=lambda _, line: lines.append(line))
+    np.testing.assert_array_equal(values(found), values(run_trials(Draw(4), 4)))
+    assert seen == [2, 3, 4]
+    assert lines.count("no picture: disk full") == 1
+
+
 def test_trials_of_another_job_are_refused(tmp_path):
     run_trials(Draw(4), 1, folder=tmp_path)
     with pytest.raises(ValueError, match="other data or settings"):

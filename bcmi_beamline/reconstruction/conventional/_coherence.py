@@ -1,4 +1,4 @@
-"""Partial coherence: the pattern of a coherent wave, blurred by a small kernel that the data fix."""
+"""What blurs the pattern of a coherent wave: pixels, which is known, and light that is not quite coherent."""
 
 from __future__ import annotations
 
@@ -17,28 +17,38 @@ def gaussian_kernel(shape: tuple[int, ...], sigma: float = 0.5, radius: int = 4)
 
 
 class Coherence:
-    """A kernel that blurs intensities: the transform of the mutual coherence function.
+    """Blurs intensities by pixels and by a kernel, the transform of the mutual coherence function.
 
-    Positive, of sum one. It also takes up whatever else blurs a pattern: binned pixels, a bandwidth, jitter
-    of the angle.
+    The kernel is positive, of sum one. It also takes up whatever else blurs a pattern: a bandwidth, jitter of
+    the angle. A pixel that counts what falls on its whole area multiplies the autocorrelation of the object
+    by ``sinc(lag / field of view)``; for pixels that were summed this is exact, and a tenth at a lag of a
+    quarter of the field.
 
     Parameters
     ----------
     shape : tuple of int
         (J, Ny, Nx) of the pattern.
     kernel : ndarray, three odd axes, float32, optional
-        Centre in the middle; a narrow Gaussian by default.
+        Centre in the middle; no blur but the pixels' by default.
+    pixels : bool
+        Whether frames are of pixels that touch each other.
     workers : int
         Threads.
     """
 
     def __init__(
-        self, shape: tuple[int, ...], kernel: np.ndarray | None = None, workers: int = WORKERS
+        self,
+        shape: tuple[int, ...],
+        kernel: np.ndarray | None = None,
+        *,
+        pixels: bool = True,
+        workers: int = WORKERS,
     ) -> None:
-        self.kernel = gaussian_kernel(shape) if kernel is None else kernel
+        self.kernel = np.ones((1, 1, 1), np.float32) if kernel is None else kernel
         self._shape = (shape[1], shape[0], shape[2])
+        self._pixels = pixels
         self._workers = workers
-        self._transfer = self._transform(self.kernel, self._shape)
+        self._transfer = self._of_kernel(self._shape) * self._of_pixels(self._shape)
 
     @property
     def widths(self) -> tuple[float, float, float]:
@@ -74,21 +84,27 @@ class Coherence:
         power, packed = power[centre], packed[centre]
         used = packed >= 0
         power = power * np.float32(packed[used].sum(dtype=float) / power[used].sum(dtype=float))
-        light = self._rfftn(power)
+        light = self._rfftn(power) * self._of_pixels(power.shape)
         weight = self._lags(light.conj() * self._rfftn(used.astype(np.float32)), power.shape)
         for _ in range(steps):
-            model = self._irfftn(light * self._transform(self.kernel, power.shape), power.shape)
+            model = self._irfftn(light * self._of_kernel(power.shape), power.shape)
             quotient = np.where(used, packed / np.maximum(model, np.float32(1e-3)), 0).astype(np.float32)
             ratio = self._lags(light.conj() * self._rfftn(quotient), power.shape) / weight
             kernel = np.maximum(self.kernel * ratio, 0)
             self.kernel = kernel / kernel.sum(dtype=np.float32)
-        self._transfer = self._transform(self.kernel, self._shape)
+        self._transfer = self._of_kernel(self._shape) * self._of_pixels(self._shape)
 
-    def _transform(self, kernel: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    def _of_kernel(self, shape: tuple[int, ...]) -> np.ndarray:
         """Transfer function on the half spectrum of an array (Ny, J, Nx)."""
         whole = np.zeros(shape, np.float32)
-        whole[self._places(shape)] = kernel.transpose(1, 0, 2)
+        whole[self._places(shape)] = self.kernel.transpose(1, 0, 2)
         return self._rfftn(whole)
+
+    def _of_pixels(self, shape: tuple[int, ...]) -> np.ndarray:
+        if not self._pixels:
+            return np.ones((1, 1, 1), np.float32)
+        rows, columns = (np.sinc(f(n)) for f, n in ((np.fft.fftfreq, shape[0]), (np.fft.rfftfreq, shape[2])))
+        return (rows[:, None, None] * columns).astype(np.float32)
 
     def _lags(self, spectrum: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         """The part of a correlation within the kernel's reach, (J, Ny, Nx)."""

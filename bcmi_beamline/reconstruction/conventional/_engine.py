@@ -23,6 +23,8 @@ from bcmi_beamline.reconstruction.conventional._updates import (
 from bcmi_beamline.reconstruction.fourier import WORKERS
 
 ANSCOMBE = 3 / 8
+LEAST_BLURRED = 0.1
+"""A blurred intensity is taken to be at least this part of the coherent one."""
 
 
 class Engine:
@@ -269,7 +271,10 @@ class Engine:
             lambda rows: intensity(self._wave(planes, rows, gain).ravel(), power[rows].reshape(-1)),
             self._rows,
         )
-        power = self.coherence.blur(power)
+        if offset:
+            power = self.coherence.blur(power)
+        else:  # where the wave is not yet consistent, an estimate near zero would blow it up
+            power = np.maximum(self.coherence.blur(power), np.float32(LEAST_BLURRED) * power)
 
         def moduli(item: tuple[slice, np.ndarray]) -> tuple[float, float]:
             rows, free = item

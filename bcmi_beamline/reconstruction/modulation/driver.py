@@ -340,6 +340,7 @@ def reconstruct(
     workers: int = 1,
     scheduler: str | None = None,
     folder: Path | None = None,
+    show: Callable[[Reconstruction], None] | None = None,
 ) -> Reconstruction:
     """Reconstruct a crystal from a rocking curve taken through a calibrated modulator.
 
@@ -368,6 +369,8 @@ def reconstruct(
         Part of the pixels kept free to judge by.
     workers, scheduler, folder
         Where the trials run and are kept, as in `run_trials`.
+    show : callable, optional
+        Given what the trials so far make together, whenever one ends.
 
     Returns
     -------
@@ -387,9 +390,6 @@ def reconstruct(
     with one_thread_per_product():
         problem = prepare(scan, modulator, support=support, **options)
     trial = Trial(problem, iterations, seed, modulator if start == "probe" else None, drift, method)
-    solutions = run_trials(
-        trial, trials, workers=workers, scheduler=scheduler, folder=folder, progress=progress
-    )
     configuration = {
         "method": "bcmi" if method == "chain" else "bcmi-paper",
         "trials": trials,
@@ -402,7 +402,20 @@ def reconstruct(
         "thickness": problem.thickness,
         "support_given": support is not None,
     }
-    return make_result(scan, problem, solutions, configuration)
+
+    def combined(solutions: list[Solution]) -> Reconstruction:
+        return make_result(scan, problem, solutions, configuration)
+
+    solutions = run_trials(
+        trial,
+        trials,
+        workers=workers,
+        scheduler=scheduler,
+        folder=folder,
+        progress=progress,
+        found=(lambda some: show(combined(some))) if show is not None else None,
+    )
+    return combined(solutions)
 
 
 def make_result(
