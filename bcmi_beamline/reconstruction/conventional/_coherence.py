@@ -47,6 +47,9 @@ class Coherence:
         self.kernel = np.ones((1, 1, 1), np.float32) if kernel is None else kernel
         self._shape = (shape[1], shape[0], shape[2])
         self._pixels = pixels
+        self._axes = (
+            (0, 2) if self.kernel.size == 1 else (0, 1, 2)
+        )  # pixels do not blur along the rocking axis
         self._workers = workers
         self._transfer = self._of_kernel(self._shape) * self._of_pixels(self._shape)
 
@@ -96,6 +99,8 @@ class Coherence:
 
     def _of_kernel(self, shape: tuple[int, ...]) -> np.ndarray:
         """Transfer function on the half spectrum of an array (Ny, J, Nx)."""
+        if self.kernel.size == 1:
+            return np.ones((1, 1, 1), np.float32)
         whole = np.zeros(shape, np.float32)
         whole[self._places(shape)] = self.kernel.transpose(1, 0, 2)
         return self._rfftn(whole)
@@ -115,7 +120,10 @@ class Coherence:
         return np.ix_(*(np.arange(-r, r + 1) % n for r, n in zip(radii, shape, strict=True)))
 
     def _rfftn(self, a: np.ndarray) -> np.ndarray:
-        return np.asarray(sp_fft.rfftn(a, workers=self._workers))
+        return np.asarray(sp_fft.rfftn(a, axes=self._axes, workers=self._workers))
 
     def _irfftn(self, spectrum: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        return np.asarray(sp_fft.irfftn(spectrum, shape, workers=self._workers, overwrite_x=True))
+        lengths = [shape[axis] for axis in self._axes]
+        return np.asarray(
+            sp_fft.irfftn(spectrum, lengths, axes=self._axes, workers=self._workers, overwrite_x=True)
+        )
