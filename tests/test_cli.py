@@ -104,3 +104,25 @@ def test_a_truncated_file_is_named(bcmi, tmp_path):
     assert status == 2
     assert "half.cxi" in err
     assert len(err.strip().splitlines()) == 1
+
+
+def test_a_reconstruction_draws_the_crystal_as_trials_end(bcmi, tmp_path):
+    from bcmi_beamline.data import write_rocking
+    from bcmi_beamline.geometry import Geometry
+    from bcmi_beamline.scans import RockingScan
+
+    rng = np.random.default_rng(3)
+    block = np.zeros((16, 32, 32))
+    block[:5, :7, :6] = 1 + rng.random((5, 7, 6))
+    frames = rng.poisson(np.abs(np.fft.fftshift(np.fft.fftn(block))) ** 2).astype(np.float32)
+    angles, mask = (np.arange(16) - 8) * 0.02, np.zeros((32, 32), bool)
+    write_rocking(tmp_path / "r.cxi", RockingScan(frames, angles, mask, Geometry(pixel_size=0.9e-3)))
+    options = ["--trials", 1, "--iterations", 20, "--generations", 2, "--coherence", "--live"]
+    status, _, err = bcmi("reconstruct", tmp_path / "r.cxi", "-o", tmp_path / "c.cxi", *options)
+    assert status == 0, err
+    assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+    with h5py.File(tmp_path / "c.cxi") as file:
+        assert file["entry_1/image_1/data"].shape
+    again = ["--trials", 1, "--iterations", 10, "--support", tmp_path / "c.cxi"]
+    status, _, err = bcmi("reconstruct", tmp_path / "r.cxi", "-o", tmp_path / "d.cxi", *again)
+    assert status == 0, err

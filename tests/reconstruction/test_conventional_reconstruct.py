@@ -10,6 +10,7 @@ from bcmi_beamline.reconstruction.conventional._guided import breed, score
 from bcmi_beamline.reconstruction.conventional._trial import Trial
 from bcmi_beamline.reconstruction.fourier import to_centre, to_corner
 from bcmi_beamline.reconstruction.metrics import compare
+from bcmi_beamline.reconstruction.strain import strain
 from bcmi_beamline.scans import Reconstruction, RockingScan
 
 STEP_DEG = 0.02
@@ -269,3 +270,31 @@ def test_summed_pixels_are_allowed_for():
     exact = reconstruct(scan, **options)
     assert exact.free_llk[0, -1] < 0.7 * plain.free_llk[0, -1]
     assert compare(exact, truth).correlation > compare(plain, truth).correlation
+
+
+# -- strain ----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("arm", "sign"), [("horizontal", 1), ("horizontal", -1), ("vertical", 1)])
+def test_strain_has_the_sign_of_the_lattice(arm, sign):
+    """A lattice that widens along Q: ``u = g x_Q^2 / 2``, phase ``-|Q| u``, strain ``g x_Q``."""
+    geometry = Geometry(arm=arm, arm_sign=sign, pixel_size=PIXEL)
+    truth = crystal(geometry)
+    zeta, row, x = (
+        (np.arange(n) - n // 2).reshape([-1 if a == axis else 1 for a in range(3)]) * voxel
+        for axis, (n, voxel) in enumerate(zip(truth.image.shape, truth.voxel_size, strict=True))
+    )
+    shear_x, shear_y = geometry.shear
+    y = -row
+    along = geometry.detector_frame @ geometry.q_vector / geometry.q_norm
+    x_q = along[0] * x + along[1] * y + along[2] * (zeta + shear_x * x + shear_y * y)
+    gradient = 2.0 / (geometry.q_norm * np.max(np.where(truth.support, np.abs(x_q), 0)) ** 2)
+    phase = -geometry.q_norm * gradient * x_q**2 / 2
+    truth.image = (truth.support * np.exp(1j * phase)).astype(np.complex64)
+
+    result = reconstruct(rock(truth, angles()), trials=1, iterations=150, support=truth)
+    comparison = compare(result, truth)
+    inside = ndimage.binary_erosion(comparison.support)
+    found = strain(comparison.as_reconstruction())
+    corner = [n // 2 - m // 2 for n, m in zip(x_q.shape, found.shape, strict=True)]
+    expected = gradient * x_q[tuple(slice(c, c + m) for c, m in zip(corner, found.shape, strict=True))]
+    slope = np.polyfit(expected[inside], found[inside], 1)[0]
+    assert slope == pytest.approx(1, abs=0.1), str(comparison)
