@@ -71,11 +71,13 @@ COARSE_WINDOW = 112
 COARSE_ROOM = 1.25
 """The window of the coarse start is at least so many times as wide as the pattern: light that it cuts off is
 light that the modulator scatters back into it."""
-FIRST_FRAMES, FIRST_SHARE, GROWTH = 80, 1 / 12, 1.35
+FIRST_FRAMES, FIRST_SHARE, GROWTH = 80, 1 / 12, 1.5
 """The coarse start begins with so many frames, at least, and takes in the others by and by."""
 STAGE_STEP, STAGE_SWEEPS = 0.02, 3
 """Rotation in rad of the first trials of the stage, and the sweeps that judge a trial."""
 FIRST_SWEEPS, GROWING_SWEEPS, LAST_SWEEPS = 10, 2, 12
+FEWEST_SWEEPS, STEADY = 3, 0.2e-9
+"""The last sweeps end when, after so many, the drift changes by less than this, m."""
 CRYSTAL_FROM = 4
 """Passes of a run without a coarse start after which the probe shows where it comes from."""
 
@@ -145,7 +147,7 @@ def calibrate(
         Pixels, standard deviation; where not 0 every pass of the first half also tries another place for each
         frame at random, for positions that are wrong by more than the object's features. The radius shrinks.
     from_crystal : bool
-        Keep the probe to waves that come from the small region, `sample_distance` before, which the data show.
+        Keep the probe to waves that come from a small region, `sample_distance` before, which the data show.
         It is left free where less than half of the light comes from one, and without a distance.
     refine_intensities : bool
         Follow slow changes of the beam's intensity; fast ones are the monitor's (`scan.flux`).
@@ -364,6 +366,8 @@ class _Run:
             score = self.engine.sweep(momentum=MOMENTUM if i < LAST_SWEEPS - 1 else 0.0, locate=True)
             self.engine.vary()
             self._settle(1.5)
+            if i >= FEWEST_SWEEPS and np.sqrt((self.drift**2).mean()) < STEADY:
+                break
         self._tell(0.0, f"start: R2 {score.r2:.5f}")
         if self.options.refine_rotation:
             self.straighten()

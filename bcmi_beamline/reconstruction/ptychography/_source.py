@@ -12,9 +12,11 @@ from scipy import ndimage
 from bcmi_beamline.reconstruction.ptychography._devices import Array, Device
 
 SMOOTH, EDGE = 30e-9, 0.05
-"""The crystal is where the smoothed wave (standard deviation, m) is above this share of its largest modulus,"""
+"""The crystal is where the wave, smoothed (standard deviation, m), is above this share of its maximum."""
+NOISE = 5.0
+"""Times the median of the power: what is there all over the plane is no crystal."""
 ROOM = 80e-9
-"""and so far around, m: a distance that is wrong by 10 um blurs edges by 30 nm."""
+"""Kept around it, m: a distance that is wrong by 10 um blurs edges by 30 nm."""
 REACH = 0.5
 """Share of the far field of one pixel within which the crystal is sought."""
 
@@ -75,13 +77,9 @@ class Source:
         left = self._device.get(self._back[0] @ waves @ self._back[1])
         widths = [SMOOTH / size for size in self._pixel]
         power = ndimage.gaussian_filter((np.abs(left) ** 2).sum(axis=0), widths)
-        bright = ndimage.binary_fill_holes(power > EDGE**2 * power.max())
-        away = ndimage.distance_transform_edt(~bright, sampling=self._pixel)
+        floor = max(EDGE**2 * power.max(), NOISE * np.median(power))
+        bright = np.asarray(ndimage.binary_fill_holes(power > floor))
+        away = np.asarray(ndimage.distance_transform_edt(~bright, sampling=self._pixel))
         mask = away <= max(ROOM, *self._pixel)
         y, x = (slice(*np.nonzero(mask.any(axis=axis))[0][[0, -1]] + (0, 1)) for axis in (1, 0))
         self._keep(self._rows[:, y], self._columns[:, x], mask[y, x].astype(np.float32))
-
-    @property
-    def area(self) -> float:
-        """Of the region, m2."""
-        return float(self._device.get(self._mask).sum()) * self._pixel[0] * self._pixel[1]

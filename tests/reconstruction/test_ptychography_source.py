@@ -1,0 +1,113 @@
+"""The probe comes from a crystal: what that keeps and what it takes away. Drift that goes on."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from bcmi_beamline.reconstruction.propagation import propagate
+from bcmi_beamline.reconstruction.ptychography._devices import make_device
+from bcmi_beamline.reconstruction.ptychography._engine import Engine
+from bcmi_beamline.reconstruction.ptychography._positions import carried_on
+from bcmi_beamline.reconstruction.ptychography._source import Source
+
+N, PIXEL, WAVELENGTH, D1 = 128, (38e-9, 38e-9), 0.13776e-9, 1.35e-3
+FLAT = np.ones((N, N), np.complex64)
+
+
+def crystal(seed: int = 0) -> np.ndarray:
+    """Faceted wave about 0.5 um across with a random smooth phase, away from the middle."""
+    rng = np.random.default_rng(seed)
+    y, x = (np.mgrid[:N, :N] - N // 2) * PIXEL[0] * 1e6
+    inside = (np.abs(x - 0.1) < 0.25) & (np.abs(y + 0.15) < 0.3) & (np.abs(x + y) < 0.4)
+    phase = ndimage.gaussian_filter(rng.standard_normal((N, N)), 3)
+    return inside * np.exp(2j * phase / phase.std())
+
+
+def beam(seed: int = 0) -> np.ndarray:
+    return propagate(crystal(seed), PIXEL, WAVELENGTH, D1)
+
+
+def noisy(wave: np.ndarray, share: float) -> np.ndarray:
+    """With noise all over the array that has `share` of the wave's power."""
+    rng = np.random.default_rng(1)
+    noise = rng.standard_normal(wave.shape) + 1j * rng.standard_normal(wave.shape)
+    noise *= np.sqrt(share) * np.linalg.norm(wave) / np.linalg.norm(noise)
+    return (wave + noise).astype(np.complex64)
+
+
+def source(tilt: np.ndarray = FLAT, finer: int = 1) -> Source:
+    return Source(tilt, finer, PIXEL, WAVELENGTH, D1, make_device("numpy"))
+
+
+def test_projection_is_orthogonal():
+    region = source()
+    region.shrink(beam()[None])
+    a, b = noisy(beam(1), 3.0), noisy(beam(2), 3.0)
+    pa, pb = region.project(a), region.project(b)
+    np.testing.assert_allclose(region.project(pa), pa, atol=1e-4 * np.abs(pa).max())
+    assert np.vdot(pa, b) == pytest.approx(np.vdot(a, pb), rel=1e-4)
+    assert np.linalg.norm(pa) < 0.9 * np.linalg.norm(a)
+
+
+@pytest.mark.parametrize("finer", [1, 2])
+def test_noise_goes_and_the_beam_stays(finer):
+    index = np.arange(N) - N // 2
+    ramp = np.exp(1j * np.pi * (finer - 1) * index / N)
+    tilt = (ramp[:, None] * ramp).astype(np.complex64)
+    region = source(tilt, finer)
+    clean = tilt * beam()
+    dirty = noisy(clean, 0.2)
+    region.shrink(dirty[None])
+    kept = region.project(dirty)
+    assert np.linalg.norm(region.project(clean.astype(np.complex64)) - clean) < 0.03 * np.linalg.norm(clean)
+    # the region is a thirtieth of the array's area
+    assert np.linalg.norm(kept - clean) ** 2 < 0.1 * np.linalg.norm(dirty - clean) ** 2
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_a_beam_that_is_not_small_there_is_left_free(wide):
+    rng = np.random.default_rng(0)
+    probe = noisy(beam(), 20.0 if wide else 0.2)[None]
+    frames, states = np.ones((9, N, N), np.uint16), np.zeros((1, N, N), np.uint8)
+    offsets, image = rng.uniform(1, 9, (9, 2)), np.ones((N + 12, N + 12), np.complex64)
+    engine = Engine(frames, states, offsets, probe, image, np.ones(9), rng)
+    engine.come_from(PIXEL, WAVELENGTH, D1)
+    kept = np.linalg.norm(engine.probe - probe) < 1e-3 * np.linalg.norm(probe)
+    assert kept == wide
+    start = engine.probe
+    engine.sweep()
+    changed = engine.probe - start
+    assert np.linalg.norm(changed) > 0
+    outside = np.abs(propagate(changed[0], PIXEL, WAVELENGTH, -D1)) ** 2
+    far = np.hypot(*(np.indices((N, N)) - N // 2)) * PIXEL[0] > 0.9e-6
+    assert (outside[far].sum() > 0.01 * outside.sum()) == wide
+
+
+def test_a_drift_that_creeps_is_carried_on():
+    """A hundredth of the way a pass, and noise: forty passes go a third of the way, with momentum all."""
+    rng = np.random.default_rng(0)
+    time = np.linspace(-1, 1, 300)
+    wrong = np.outer(time, [20e-9, -12e-9])
+    carried, plain, velocity = wrong.copy(), wrong.copy(), np.zeros((4, 2))
+    for _ in range(40):
+        noise = rng.normal(0, 0.1e-9, wrong.shape)
+        plain += -0.01 * plain + noise
+        moved, velocity = carried_on(-0.01 * carried + noise, velocity)
+        carried += moved
+
+    def rms(offsets):
+        return np.sqrt((offsets**2).mean())
+
+    assert rms(plain) > 0.6 * rms(wrong)
+    assert rms(carried) < 0.2 * rms(wrong)
+
+
+def test_a_drift_that_turns_round_is_not_carried_past_home():
+    """Steps that go 1.5 times the way home, as positions of single frames do, settle as they would alone."""
+    offsets, velocity = np.outer(np.linspace(-1, 1, 50), [5e-9, 5e-9]), np.zeros((4, 2))
+    for _ in range(12):
+        moved, velocity = carried_on(-1.5 * offsets, velocity)
+        offsets = offsets + moved
+    assert np.abs(offsets).max() < 0.01 * 5e-9
