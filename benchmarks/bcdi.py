@@ -31,7 +31,6 @@ from scipy import fft, ndimage
 from bcmi_beamline.config import load_beamline, load_preset
 from bcmi_beamline.reconstruction.alignment import resample_support, twin
 from bcmi_beamline.reconstruction.conventional import Pattern, Recipe, prepare, reconstruct
-from bcmi_beamline.reconstruction.conventional._coherence import Coherence
 from bcmi_beamline.reconstruction.conventional._engine import Engine
 from bcmi_beamline.reconstruction.conventional._prepare import fill_gaps
 from bcmi_beamline.reconstruction.conventional._updates import pack
@@ -54,8 +53,8 @@ def speed(cohere: str | None, repeats: int = 6) -> None:
     nowhere = np.zeros(SHAPE, bool)
     pair = lambda: fft.ifftn(fft.fftn(rho, workers=2), workers=2)  # noqa: E731
     tell("two transforms alone, scipy", "-", *best_of(pair, repeats))
-    for name, coherence in (("this", None), ("this, pixels' blur allowed for", Coherence(SHAPE))):
-        engine = Engine(pack(counts, nowhere, nowhere), rho, support, coherence=coherence)
+    for name, pixels in (("this", False), ("this, area of the pixels allowed for", True)):
+        engine = Engine(pack(counts, nowhere, nowhere), rho, support, pixels=pixels)
         for algorithm in ("er", "hio", "raar"):
             tell(name, algorithm, *best_of(partial(engine.step, algorithm, 0.9), repeats))
         engine.close()

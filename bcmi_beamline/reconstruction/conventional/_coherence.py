@@ -1,4 +1,4 @@
-"""What blurs the pattern of a coherent wave: pixels, which is known, and light that is not quite coherent."""
+"""Partial coherence: the pattern of a coherent wave, blurred by a small kernel that the data fix."""
 
 from __future__ import annotations
 
@@ -17,41 +17,27 @@ def gaussian_kernel(shape: tuple[int, ...], sigma: float = 0.5, radius: int = 4)
 
 
 class Coherence:
-    """Blurs intensities by pixels and by a kernel, the transform of the mutual coherence function.
+    """A kernel that blurs intensities: the transform of the mutual coherence function.
 
-    The kernel is positive, of sum one. It also takes up whatever else blurs a pattern: a bandwidth, jitter of
-    the angle. A pixel that counts what falls on its whole area multiplies the autocorrelation of the object
-    by ``sinc(lag / field of view)``; for pixels that were summed this is exact, and a tenth at a lag of a
-    quarter of the field.
+    Positive, of sum one. It also takes up whatever else blurs a pattern: a bandwidth, jitter of the angle.
 
     Parameters
     ----------
     shape : tuple of int
         (J, Ny, Nx) of the pattern.
     kernel : ndarray, three odd axes, float32, optional
-        Centre in the middle; no blur but the pixels' by default.
-    pixels : bool
-        Whether frames are of pixels that touch each other.
+        Centre in the middle; a narrow Gaussian by default.
     workers : int
         Threads.
     """
 
     def __init__(
-        self,
-        shape: tuple[int, ...],
-        kernel: np.ndarray | None = None,
-        *,
-        pixels: bool = True,
-        workers: int = WORKERS,
+        self, shape: tuple[int, ...], kernel: np.ndarray | None = None, workers: int = WORKERS
     ) -> None:
-        self.kernel = np.ones((1, 1, 1), np.float32) if kernel is None else kernel
-        self._shape = (shape[1], shape[0], shape[2])
-        self._pixels = pixels
-        self._axes = (
-            (0, 2) if self.kernel.size == 1 else (0, 1, 2)
-        )  # pixels do not blur along the rocking axis
+        self.kernel = gaussian_kernel(shape) if kernel is None else kernel
+        self._shape = shape
         self._workers = workers
-        self._transfer = self._of_kernel(self._shape) * self._of_pixels(self._shape)
+        self._transfer = self._of_kernel(shape)
 
     @property
     def widths(self) -> tuple[float, float, float]:
@@ -64,11 +50,10 @@ class Coherence:
         return found[0], found[1], found[2]
 
     def blur(self, power: np.ndarray, back: bool = False) -> np.ndarray:
-        """Intensities (Ny, J, Nx) convolved with the kernel, or correlated (`back`, the adjoint)."""
+        """Intensities (J, Ny, Nx) convolved with the kernel, or correlated (`back`, the adjoint)."""
         spectrum = self._rfftn(power)
         spectrum *= self._transfer.conj() if back else self._transfer
-        blurred = self._irfftn(spectrum, power.shape)
-        return np.maximum(blurred, 0, out=blurred)
+        return self._irfftn(spectrum, power.shape)
 
     def refine(self, power: np.ndarray, packed: np.ndarray, steps: int) -> None:
         """Richardson-Lucy steps (W. H. Richardson, J. Opt. Soc. Am. 62, 55 (1972)) for the kernel.
@@ -78,16 +63,16 @@ class Coherence:
 
         Parameters
         ----------
-        power : ndarray, (Ny, J, Nx), float32
+        power : ndarray, (J, Ny, Nx), float32
             Coherent intensities, corner origin.
-        packed : ndarray, (Ny, J, Nx), float32
+        packed : ndarray, (J, Ny, Nx), float32
         steps : int
         """
         centre = np.ix_(*(np.r_[0 : n // 4, n - n // 4 : n] for n in power.shape))
         power, packed = power[centre], packed[centre]
         used = packed >= 0
         power = power * np.float32(packed[used].sum(dtype=float) / power[used].sum(dtype=float))
-        light = self._rfftn(power) * self._of_pixels(power.shape)
+        light = self._rfftn(power)
         weight = self._lags(light.conj() * self._rfftn(used.astype(np.float32)), power.shape)
         for _ in range(steps):
             model = self._irfftn(light * self._of_kernel(power.shape), power.shape)
@@ -95,35 +80,24 @@ class Coherence:
             ratio = self._lags(light.conj() * self._rfftn(quotient), power.shape) / weight
             kernel = np.maximum(self.kernel * ratio, 0)
             self.kernel = kernel / kernel.sum(dtype=np.float32)
-        self._transfer = self._of_kernel(self._shape) * self._of_pixels(self._shape)
+        self._transfer = self._of_kernel(self._shape)
 
     def _of_kernel(self, shape: tuple[int, ...]) -> np.ndarray:
-        """Transfer function on the half spectrum of an array (Ny, J, Nx)."""
-        if self.kernel.size == 1:
-            return np.ones((1, 1, 1), np.float32)
+        """Transfer function on the half spectrum of an array of `shape`."""
         whole = np.zeros(shape, np.float32)
-        whole[self._places(shape)] = self.kernel.transpose(1, 0, 2)
+        whole[self._places(shape)] = self.kernel
         return self._rfftn(whole)
 
-    def _of_pixels(self, shape: tuple[int, ...]) -> np.ndarray:
-        if not self._pixels:
-            return np.ones((1, 1, 1), np.float32)
-        rows, columns = (np.sinc(f(n)) for f, n in ((np.fft.fftfreq, shape[0]), (np.fft.rfftfreq, shape[2])))
-        return (rows[:, None, None] * columns).astype(np.float32)
-
     def _lags(self, spectrum: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        """The part of a correlation within the kernel's reach, (J, Ny, Nx)."""
-        return self._irfftn(spectrum, shape)[self._places(shape)].transpose(1, 0, 2)
+        """The part of a correlation within the kernel's reach."""
+        return self._irfftn(spectrum, shape)[self._places(shape)]
 
     def _places(self, shape: tuple[int, ...]) -> tuple[np.ndarray, ...]:
-        radii = [n // 2 for n in (self.kernel.shape[1], self.kernel.shape[0], self.kernel.shape[2])]
+        radii = [n // 2 for n in self.kernel.shape]
         return np.ix_(*(np.arange(-r, r + 1) % n for r, n in zip(radii, shape, strict=True)))
 
     def _rfftn(self, a: np.ndarray) -> np.ndarray:
-        return np.asarray(sp_fft.rfftn(a, axes=self._axes, workers=self._workers))
+        return np.asarray(sp_fft.rfftn(a, workers=self._workers))
 
     def _irfftn(self, spectrum: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        lengths = [shape[axis] for axis in self._axes]
-        return np.asarray(
-            sp_fft.irfftn(spectrum, lengths, axes=self._axes, workers=self._workers, overwrite_x=True)
-        )
+        return np.asarray(sp_fft.irfftn(spectrum, shape, workers=self._workers, overwrite_x=True))

@@ -33,8 +33,8 @@ class Engine:
     The iterate is kept as a part inside the smallest box around the support, in real space, and the rest, in
     Fourier space: ``psi = outside + F[box]``. No map needs the rest anywhere else (`_updates`), so transforms
     start from and end at the box: exact, and with an object that fills a third of every axis at less than
-    half of the work. In-plane transforms are done frame by frame; those along the rocking axis a few rows
-    at a time together with the modulus projection and the update, while the data are in cache.
+    half of the work. The box is transformed along the rocking axis first; all that follows is done a few
+    frames at a time while they are in cache.
 
     Parameters
     ----------
@@ -45,6 +45,9 @@ class Engine:
     support : ndarray, (J, Ny, Nx), bool
     workers : int
         Threads.
+    pixels : bool
+        Allow for the area of pixels that touch each other. Counting over it multiplies the autocorrelation of
+        the object by ``sinc(lag / field of view)`` along y and x, a tenth at a quarter of the field.
     coherence : Coherence, optional
         Blurs the intensities; fully coherent without.
     """
@@ -55,15 +58,16 @@ class Engine:
         rho: np.ndarray,
         support: np.ndarray,
         workers: int = WORKERS,
+        *,
+        pixels: bool = False,
         coherence: Coherence | None = None,
     ) -> None:
         self._shape = packed.shape
-        # (Ny, J, Nx), so that the columns of some rows lie together
-        self._packed = np.ascontiguousarray(packed.transpose(1, 0, 2))
-        self._rows = _portions(packed.shape[1], 8 * packed[:, 0].size)
+        self._packed = packed
+        self._frames = _portions(packed.shape[0], 8 * packed[0].size)
         self._free = [
             np.flatnonzero((block < 0) & (block > -1e29)).astype(np.int32)
-            for block in (self._packed[rows].ravel() for rows in self._rows)
+            for block in (packed[frames].ravel() for frames in self._frames)
         ]
         self._n_free = sum(free.size for free in self._free)
         self._total = float(packed[packed >= 0].sum(dtype=float)) or 1.0
@@ -75,6 +79,7 @@ class Engine:
         self._take(rho)
         self._previous: np.ndarray | None = None
         self._momentum = 1.0
+        self._pixels = _pixel_transfer(packed.shape[1:]) if pixels else None
         self.coherence = coherence
         self.error = float("nan")
         self.free_llk = float("nan")
@@ -91,15 +96,12 @@ class Engine:
 
     def look(self, window: Window) -> np.ndarray:
         """The iterate in a window (`wrapped_box`) that holds the support."""
-        image = np.zeros(np.broadcast_shapes(*(i.shape for i in window)), np.complex64)
-        if self._outside is not None:
-            planes = np.empty((window[0].size, *self._shape[1:]), np.complex64)
-
-            def back(rows: slice) -> None:
-                self._down(self._outside[rows].copy(), planes, window, rows)  # pyright: ignore[reportOptionalSubscript]
-
-            self._each(back, self._rows)
-            image = self._box_of(planes, window)
+        image = np.zeros([i.size for i in window], np.complex64)
+        rest = self._outside
+        if rest is not None:
+            columns = self._columns_for(window)
+            self._each(lambda frames: self._down(rest[frames].copy(), columns, window, frames), self._frames)
+            image = self._box_of(columns, window)
         place = [(b - w.ravel()[0]) % n for b, w, n in zip(self._window, window, self._shape, strict=True)]
         image[tuple(place)] += self._box
         return image
@@ -125,8 +127,8 @@ class Engine:
         beyond = rho.copy()
         beyond[self._window] = 0
         if beyond.any():
-            psi = np.asarray(sp_fft.fftn(beyond, norm="ortho", overwrite_x=True)).transpose(1, 0, 2)
-            self._outside = np.ascontiguousarray(psi if self._outside is None else self._outside + psi)
+            psi = np.asarray(sp_fft.fftn(beyond, norm="ortho", overwrite_x=True))
+            self._outside = psi if self._outside is None else self._outside + psi
 
     # -- iterations ---------------------------------------------------------------------------------
     def step(self, algorithm: str, beta: float) -> None:
@@ -153,14 +155,7 @@ class Engine:
         """Fit the kernel of partial coherence to the present iterate."""
         if self.coherence is None:
             return
-        power = np.empty(self._packed.shape, np.float32)
-        planes = self._planes(self._box)
-
-        def moduli(rows: slice) -> None:
-            intensity(self._wave(planes, rows, 1.0).ravel(), power[rows].reshape(-1))
-
-        self._each(moduli, self._rows)
-        self.coherence.refine(power, self._packed, steps)
+        self.coherence.refine(self._power(self._columns(self._box), 1.0, blurred=True), self._packed, steps)
 
     def _confine(self) -> None:
         """Drop what is outside the support."""
@@ -185,46 +180,45 @@ class Engine:
 
     def _project(self, a: float, b: float, c: float, d: float, offset: float = 0.0) -> np.ndarray:
         """``S (c rho + d P)`` in the box; the rest becomes ``a rho + b P``."""
-        planes = np.empty((self._window[0].size, *self._shape[1:]), np.complex64)
+        columns = self._columns_for(self._window)
         before, after = self._outside, None
         if a or b:
-            after = np.empty(self._packed.shape, np.complex64) if before is None else before
+            after = np.empty(self._shape, np.complex64) if before is None else before
 
-        def update(psi: np.ndarray, scale: np.ndarray, rows: slice) -> None:
+        def update(psi: np.ndarray, scale: np.ndarray, frames: slice) -> None:
             if after is not None:
-                mixed(psi.ravel(), scale, a, b, after[rows].reshape(-1))
+                mixed(psi.ravel(), scale, a, b, after[frames].reshape(-1))
             mix(psi.ravel(), scale, c, d)
-            self._down(psi, planes, self._window, rows)
+            self._down(psi, columns, self._window, frames)
 
         self._sweep(self._box, update, offset)
         self._outside = after
-        return self._inside * self._box_of(planes, self._window)
+        return self._inside * self._box_of(columns, self._window)
 
     def _difference_map(self, beta: float) -> None:
         """``rho + beta (S f_M - P_M f_S)`` (V. Elser, J. Opt. Soc. Am. A 20, 40 (2003)).
 
         ``f_M = (1 + 1/beta) P - rho / beta`` and ``f_S = (1 - 1/beta) S rho + rho / beta``.
         """
-        shape = (self._window[0].size, *self._shape[1:])
-        planes, own = np.empty(shape, np.complex64), np.empty(shape, np.complex64)
-        rest = np.empty(self._packed.shape, np.complex64) if self._outside is None else self._outside
+        columns, own = self._columns_for(self._window), self._columns_for(self._window)
+        rest = np.empty(self._shape, np.complex64) if self._outside is None else self._outside
 
-        def estimates(psi: np.ndarray, scale: np.ndarray, rows: slice) -> None:
-            rest[rows] = psi
-            self._down(psi.copy(), own, self._window, rows)
+        def estimates(psi: np.ndarray, scale: np.ndarray, frames: slice) -> None:
+            rest[frames] = psi
+            self._down(psi.copy(), own, self._window, frames)
             mix(psi.ravel(), scale, -1 / beta, 1 + 1 / beta)
-            self._down(psi, planes, self._window, rows)
+            self._down(psi, columns, self._window, frames)
 
-        def close(psi: np.ndarray, scale: np.ndarray, rows: slice) -> None:
+        def close(psi: np.ndarray, scale: np.ndarray, frames: slice) -> None:
             mix(psi.ravel(), scale, 0.0, 1.0)
-            add(rest[rows].reshape(-1), -beta, psi.ravel())
+            add(rest[frames].reshape(-1), -beta, psi.ravel())
 
         self._sweep(self._box, estimates)
         error, free_llk = self.error, self.free_llk
         self._outside = rest
         shared = np.float32(1 - 1 / beta) * (self._inside * self._box_of(own, self._window))
         self._sweep(shared, close, gain=1 / beta)
-        self._box = np.float32(beta) * (self._inside * self._box_of(planes, self._window))
+        self._box = np.float32(beta) * (self._inside * self._box_of(columns, self._window))
         self.error, self.free_llk = error, free_llk
 
     # -- passes -------------------------------------------------------------------------------------
@@ -235,108 +229,152 @@ class Engine:
         offset: float = 0.0,
         gain: float = 1.0,
     ) -> None:
-        """Hand ``psi = gain outside + F[box]`` and the scales of its moduli to `work`, rows by rows.
+        """Hand ``psi = gain outside + F[box]`` and the scales of its moduli to `work`, some frames at a time.
 
-        `work` gets psi (rows, J, Nx), which it may destroy, the scales (flat) and the rows.
+        `work` gets psi (frames, Ny, Nx), which it may destroy, the scales (flat) and the frames.
         """
-        planes = self._planes(box)
-        blurred = self._blurred(planes, gain, offset) if self.coherence is not None else None
+        columns = self._columns(box)
+        scales = self._blurred_scales(columns, gain, offset) if self.coherence is not None else None
 
         def block(item: tuple[slice, np.ndarray]) -> tuple[float, float]:
-            rows, free = item
-            psi, packed = self._wave(planes, rows, gain), self._packed[rows].ravel()
-            if blurred is not None:
-                work(psi, blurred[rows].ravel(), rows)
+            frames, free = item
+            psi = self._wave(columns, frames, gain)
+            if scales is not None:
+                work(psi, scales[frames].reshape(-1), frames)
                 return 0.0, 0.0
-            power = np.empty(packed.size, np.float32)
-            intensity(psi.ravel(), power)
-            free_llk = free_log_likelihood(power, packed, free)
-            residual = modulus_scale(power, packed, offset)
-            work(psi, power, rows)
+            power = _power_of(psi)
+            scale, residual, free_llk = self._scale(power, power, frames, free, offset)
+            work(psi, scale, frames)
             return residual, free_llk
 
-        sums = self._each(block, zip(self._rows, self._free, strict=True))
-        if blurred is None:
+        sums = self._each(block, zip(self._frames, self._free, strict=True))
+        if scales is None:
             self._judge(sums)
 
-    def _blurred(self, planes: np.ndarray, gain: float, offset: float) -> np.ndarray:
-        """Scales of the moduli, (Ny, J, Nx), where the light is partially coherent.
+    def _blurred_scales(self, columns: np.ndarray, gain: float, offset: float) -> np.ndarray:
+        """Scales of the moduli, (J, Ny, Nx), where the light is partially coherent.
 
         The modulus projection divides by the blurred intensity (J. N. Clark et al., Nat. Commun. 3, 993
         (2012)); the gradient step (`offset` above 0) carries the quotient back through the blur as well.
         """
         assert self.coherence is not None
-        power = np.empty(self._packed.shape, np.float32)
-        self._each(
-            lambda rows: intensity(self._wave(planes, rows, gain).ravel(), power[rows].reshape(-1)),
-            self._rows,
-        )
-        if offset:
-            power = self.coherence.blur(power)
-        else:  # where the wave is not yet consistent, an estimate near zero would blow it up
-            power = np.maximum(self.coherence.blur(power), np.float32(LEAST_BLURRED) * power)
+        power = self._power(columns, gain)
+        blurred = self.coherence.blur(power)
 
         def moduli(item: tuple[slice, np.ndarray]) -> tuple[float, float]:
-            rows, free = item
-            flat, packed = power[rows].reshape(-1), self._packed[rows].ravel()
-            free_llk = free_log_likelihood(flat, packed, free)
-            return modulus_scale(flat, packed, offset), free_llk
+            frames, free = item
+            scale, residual, free_llk = self._scale(power[frames], blurred[frames], frames, free, offset)
+            blurred[frames] = scale.reshape(blurred[frames].shape)
+            return residual, free_llk
 
-        self._judge(self._each(moduli, zip(self._rows, self._free, strict=True)))
-        return self.coherence.blur(power, back=True) if offset else power
+        self._judge(self._each(moduli, zip(self._frames, self._free, strict=True)))
+        return self.coherence.blur(blurred, back=True) if offset else blurred
+
+    def _scale(
+        self, power: np.ndarray, blurred: np.ndarray, frames: slice, free: np.ndarray, offset: float
+    ) -> tuple[np.ndarray, float, float]:
+        """Scales of the moduli (flat), residual and free log-likelihood of some frames.
+
+        `blurred` is `power`, the coherent intensity, or what partial coherence makes of it.
+        """
+        if self._pixels is not None:
+            blurred = self._over_pixels(blurred)
+        if blurred is not power:
+            # where the wave is not yet consistent, an estimate near zero would blow it up
+            np.maximum(blurred, 0 if offset else np.float32(LEAST_BLURRED) * power, out=blurred)
+        flat, packed = blurred.reshape(-1), self._packed[frames].reshape(-1)
+        free_llk = free_log_likelihood(flat, packed, free)
+        residual = modulus_scale(flat, packed, offset)
+        if offset and self._pixels is not None:
+            flat = self._over_pixels(blurred).reshape(-1)
+        return flat, residual, free_llk
 
     def _judge(self, sums: list[Any]) -> None:
         residual, free_llk = np.sum(sums, axis=0)
         self.error = float(np.sqrt(residual / self._total))
         self.free_llk = float(free_llk / self._n_free) if self._n_free else float("nan")
 
-    def _planes(self, box: np.ndarray) -> np.ndarray:
-        """Frames of a box, transformed in-plane, (bz, Ny, Nx)."""
-        _, ny, nx = self._shape
-        rows, columns = self._window[1].ravel(), self._window[2].ravel()
-        planes = np.empty((len(box), ny, nx), np.complex64)
+    def _power(self, columns: np.ndarray, gain: float, blurred: bool = False) -> np.ndarray:
+        """Intensities (J, Ny, Nx); `blurred` over the pixels where these are allowed for."""
+        power = np.empty(self._shape, np.float32)
 
-        def forward(k: int) -> None:
-            lines = np.zeros((rows.size, nx), np.complex64)
-            lines[:, columns] = box[k]
-            _in_place(sp_fft.fft, lines, axis=1)
-            planes[k] = 0
-            planes[k][rows] = lines
-            _in_place(sp_fft.fft, planes[k], axis=0)
+        def fill(frames: slice) -> None:
+            part = _power_of(self._wave(columns, frames, gain))
+            power[frames] = self._over_pixels(part) if blurred and self._pixels is not None else part
 
-        self._each(forward, range(len(box)))
-        return planes
+        self._each(fill, self._frames)
+        return power
 
-    def _box_of(self, planes: np.ndarray, window: Window) -> np.ndarray:
-        """Inverse of `_planes` within a window; destroys `planes`."""
-        rows, columns = window[1].ravel(), window[2].ravel()
-        box = np.empty((len(planes), rows.size, columns.size), np.complex64)
+    def _over_pixels(self, power: np.ndarray) -> np.ndarray:
+        spectrum = np.asarray(sp_fft.rfft2(power, workers=1))
+        spectrum *= self._pixels
+        return np.asarray(sp_fft.irfft2(spectrum, power.shape[1:], overwrite_x=True, workers=1))
 
-        def inverse(k: int) -> None:
-            _in_place(sp_fft.ifft, planes[k], axis=0)
-            lines = planes[k][rows]
-            _in_place(sp_fft.ifft, lines, axis=1)
-            box[k] = lines[:, columns]
+    # -- transforms ---------------------------------------------------------------------------------
+    def _columns_for(self, window: Window) -> np.ndarray:
+        return np.empty((self._shape[0], window[1].size, window[2].size), np.complex64)
 
-        self._each(inverse, range(len(planes)))
+    def _columns(self, box: np.ndarray) -> np.ndarray:
+        """A box transformed along the rocking axis, (J, by, bx)."""
+        columns, zeta = self._columns_for(self._window), self._window[0].ravel()
+
+        def forward(rows: slice) -> None:
+            block = np.zeros(columns[:, rows].shape, np.complex64)
+            block[zeta] = box[:, rows]
+            _in_place(sp_fft.fft, block, axis=0)
+            columns[:, rows] = block
+
+        self._each(forward, _portions(columns.shape[1], columns[:, 0].nbytes))
+        return columns
+
+    def _box_of(self, columns: np.ndarray, window: Window) -> np.ndarray:
+        """Inverse of `_columns` within a window."""
+        zeta = window[0].ravel()
+        box = np.empty([i.size for i in window], np.complex64)
+
+        def inverse(rows: slice) -> None:
+            block = np.ascontiguousarray(columns[:, rows])
+            _in_place(sp_fft.ifft, block, axis=0)
+            box[:, rows] = block[zeta]
+
+        self._each(inverse, _portions(columns.shape[1], columns[:, 0].nbytes))
         return box
 
-    def _wave(self, planes: np.ndarray, rows: slice, gain: float) -> np.ndarray:
-        """``gain outside + F[box]`` in some rows, (rows, J, Nx)."""
-        psi = np.zeros(self._packed[rows].shape, np.complex64)
-        psi[:, self._window[0].ravel()] = planes[:, rows].transpose(1, 0, 2)
+    def _wave(self, columns: np.ndarray, frames: slice, gain: float) -> np.ndarray:
+        """``gain outside + F[box]`` in some frames, (frames, Ny, Nx)."""
+        _, ny, nx = self._shape
+        part = columns[frames]
+        lines = np.zeros((*part.shape[:2], nx), np.complex64)
+        lines[:, :, self._window[2].ravel()] = part
+        _in_place(sp_fft.fft, lines, axis=2)
+        psi = np.zeros((len(part), ny, nx), np.complex64)
+        psi[:, self._window[1].ravel()] = lines
         _in_place(sp_fft.fft, psi, axis=1)
         if self._outside is not None:
-            add(psi.ravel(), gain, self._outside[rows].ravel())
+            add(psi.reshape(-1), gain, self._outside[frames].reshape(-1))
         return psi
 
-    def _down(self, psi: np.ndarray, planes: np.ndarray, window: Window, rows: slice) -> None:
-        """Inverse along the rocking axis into the frames of a window; destroys `psi`."""
+    def _down(self, psi: np.ndarray, columns: np.ndarray, window: Window, frames: slice) -> None:
+        """Inverse in-plane into the columns of a window; destroys `psi`."""
         _in_place(sp_fft.ifft, psi, axis=1)
-        planes[:, rows] = psi[:, window[0].ravel()].transpose(1, 0, 2)
+        lines = psi[:, window[1].ravel()]
+        _in_place(sp_fft.ifft, lines, axis=2)
+        columns[frames] = lines[:, :, window[2].ravel()]
 
     def _each(self, work: Callable[[Any], Any], items: Any) -> list[Any]:
         return list(self._pool.map(work, items))
+
+
+def _power_of(psi: np.ndarray) -> np.ndarray:
+    power = np.empty(psi.shape, np.float32)
+    intensity(psi.reshape(-1), power.reshape(-1))
+    return power
+
+
+def _pixel_transfer(shape: tuple[int, ...]) -> np.ndarray:
+    """``sinc`` of the lag relative to the field of view, on the half spectrum of a frame."""
+    ny, nx = shape
+    return (np.sinc(np.fft.fftfreq(ny))[:, None] * np.sinc(np.fft.rfftfreq(nx))).astype(np.float32)
 
 
 def _portions(count: int, item_bytes: int, cache_bytes: int = 1 << 19) -> list[slice]:

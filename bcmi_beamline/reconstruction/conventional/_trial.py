@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from bcmi_beamline.reconstruction.conventional._coherence import Coherence, gaussian_kernel
+from bcmi_beamline.reconstruction.conventional._coherence import Coherence
 from bcmi_beamline.reconstruction.conventional._engine import Engine
 from bcmi_beamline.reconstruction.conventional._support import half_of, shrink_wrap
 from bcmi_beamline.reconstruction.trials import fingerprint
@@ -152,7 +152,9 @@ class Job:
     def _run(self, parent: Trial, rng: np.random.Generator, report: Callable[[int, Engine], None]) -> Trial:
         recipe, steps = self.recipe, self.recipe.steps(self.iterations)
         coherence = self._coherence(parent)
-        engine = Engine(self.packed, parent.rho, parent.support.copy(), coherence=coherence)
+        engine = Engine(
+            self.packed, parent.rho, parent.support.copy(), pixels=self.pixels, coherence=coherence
+        )
         threshold = rng.uniform(*recipe.threshold)
         moving = sum(step != steps[-1] for step in steps)  # the support stays as it is during the polish
         detwin_at = int(0.4 * moving) if recipe.detwin and self.parents is None and moving > 10 else -1
@@ -177,7 +179,7 @@ class Job:
                 report(i + 1, engine)
             engine.finish()
             free_llk[-1], error[-1] = engine.free_llk, engine.error
-            kernel = coherence.kernel if coherence is not None and recipe.partial_coherence else None
+            kernel = coherence.kernel if coherence is not None else None
             return Trial(engine.rho, engine.support, free_llk, error, kernel)
         finally:
             engine.close()
@@ -189,11 +191,7 @@ class Job:
         return first + (last - first) * done
 
     def _coherence(self, parent: Trial) -> Coherence | None:
-        shape = self.packed.shape
-        if self.recipe.partial_coherence:
-            kernel = gaussian_kernel(shape) if parent.kernel is None else parent.kernel
-            return Coherence(shape, kernel, pixels=self.pixels)
-        return Coherence(shape) if self.pixels else None
+        return Coherence(self.packed.shape, parent.kernel) if self.recipe.partial_coherence else None
 
 
 def random_start(packed: np.ndarray, support: np.ndarray, rng: np.random.Generator) -> np.ndarray:
