@@ -19,7 +19,7 @@ from bcmi_beamline.reconstruction.modulation.operators import (
     slow_transform,
 )
 from bcmi_beamline.reconstruction.modulation.refine import newton_shift
-from bcmi_beamline.reconstruction.modulation.slices import descend, modulus_step
+from bcmi_beamline.reconstruction.modulation.slices import descend, modulus_step, solve_wave
 from bcmi_beamline.reconstruction.modulation.support import (
     sheared_box,
     shrink_wrap,
@@ -177,6 +177,20 @@ def test_the_direction_is_the_gradient(neighbour):
     step = 0.02
     slope = (misfit(step) - misfit(-step)) / (2 * step)
     assert slope == pytest.approx(-2 * np.vdot(direction, way).real / operator.step, rel=2e-3)
+
+
+def test_a_wave_is_solved_in_few_steps_and_no_step_climbs():
+    rng = np.random.default_rng(17)
+    operator = make_operator(rng)
+    truth = 30 * noise(rng, 12, 10)
+    counts = rng.poisson(operator.intensity(operator.forward(truth))).astype(np.float32)
+    target = np.sqrt(counts + np.float32(0.375))
+    target[:4] = -1
+    guess = truth + 10 * noise(rng, 12, 10)
+    misfits = [solve_wave(operator, guess, target, 0, n, settled=0.0)[1] for n in range(1, 9)]
+    assert (np.diff(misfits) < 0).all()
+    _, misfit = solve_wave(operator, guess, target, 0, 30)
+    assert misfit / (target >= 0).sum() < 0.27  # photon noise alone gives 1/4
 
 
 @pytest.mark.parametrize("neighbour", [0.0, 0.05])

@@ -24,8 +24,8 @@ ENOUGH = 0.998
 """Part of all counts at which the chain ends: what lies further out has too few photons to stand alone, and
 comes in when all frames are fitted together."""
 
-STEPS = 12
-"""Of descent for each frame."""
+STEPS = 6
+"""Of conjugate gradients for each frame, at most."""
 
 NEIGHBOURS = 4
 """Solved frames that foretell the next one: with a longer memory the phases drift."""

@@ -12,8 +12,9 @@ import numpy as np
 from bcmi_beamline.geometry import Geometry
 from bcmi_beamline.reconstruction.free_pixels import free_pixels
 from bcmi_beamline.reconstruction.modes import align_trials, eigen_modes, spread
-from bcmi_beamline.reconstruction.modulation.chain import chain, combine
+from bcmi_beamline.reconstruction.modulation.chain import UNEVEN, chain, combine
 from bcmi_beamline.reconstruction.modulation.drift import find_drift, sentinel_shifts
+from bcmi_beamline.reconstruction.modulation.focus import unevenness
 from bcmi_beamline.reconstruction.modulation.operators import (
     ANGLES_KEPT,
     FrameOperator,
@@ -281,11 +282,13 @@ def solve(
         if problem.sentinels is not None:
             measured = sentinel_shifts(problem, central, frame, *problem.sentinels)
         part = problem.only(reached)
-        still = refine(part, copy_of(solution), PILOT)
+        still = refine(part, copy_of(solution), PILOT, subsets=SUBSETS)
         followed = refine(
             part, find_drift(problem, waves, reached, solution, measured), PILOT, free_drift=True
         )
-        moving = drift == "free" or followed.score < (1 - DRIFT_GAIN) * still.score
+        gains = followed.score < (1 - DRIFT_GAIN) * still.score
+        even = unevenness(followed.image) < UNEVEN * unevenness(still.image)
+        moving = drift == "free" or (gains and even)
         solution = copy_of(followed if moving else still)
     settle = min(SETTLE, iterations)
     solution = refine(problem, solution, iterations - settle, after, moving, 1 if moving else SUBSETS)
