@@ -18,8 +18,8 @@ from bcmi_beamline.reconstruction.modulation.operators import (
     place_modulator,
     slow_transform,
 )
-from bcmi_beamline.reconstruction.modulation.refine import newton_shift
 from bcmi_beamline.reconstruction.modulation.slices import descend, modulus_step, solve_wave
+from bcmi_beamline.reconstruction.modulation.slicewise import newton_shift
 from bcmi_beamline.reconstruction.modulation.support import (
     sheared_box,
     shrink_wrap,
@@ -320,8 +320,8 @@ def strained_slices(rng):
 
 def test_unevenness_is_nothing_for_an_even_crystal_and_its_slope_is_right():
     rng = np.random.default_rng(14)
-    _, matrix, crystal, waves = strained_slices(rng)
-    even = Unevenness(waves, matrix, np.ones(crystal.shape, bool))
+    rocking, matrix, crystal, waves = strained_slices(rng)
+    even = Unevenness(waves, matrix, np.ones(crystal.shape, bool), rocking.tilt(slice(None)))
     rest, _ = even(np.zeros(len(waves)))
     phases, way = 1.5 * rng.normal(size=(2, len(waves)))
     spoiled, slope = even(phases)
@@ -329,6 +329,15 @@ def test_unevenness_is_nothing_for_an_even_crystal_and_its_slope_is_right():
     step = 1e-2
     numeric = (even(phases + step * way)[0] - even(phases - step * way)[0]) / (2 * step)
     assert slope @ way == pytest.approx(numeric, rel=2e-2)
+
+    shifts, aside = rng.normal(size=(2, len(waves), 2))
+    _, by_phase, by_shift = even.moved(phases, shifts)
+    for slope, ahead, back in (
+        (by_phase @ way, (phases + step * way, shifts), (phases - step * way, shifts)),
+        (np.sum(by_shift * aside), (phases, shifts + step * aside), (phases, shifts - step * aside)),
+    ):
+        numeric = (even.moved(*ahead)[0] - even.moved(*back)[0]) / (2 * step)
+        assert slope == pytest.approx(numeric, rel=2e-2)
 
 
 def test_a_slow_phase_that_a_support_does_not_see_is_found_by_the_crystals_evenness():
@@ -348,7 +357,7 @@ def test_a_slow_phase_that_a_support_does_not_see_is_found_by_the_crystals_evenn
 
     assert likeness(np.zeros(len(x))) < 0.85
     with one_thread_per_product():
-        found = focus(spoiled, rocking.kappa, matrix, region)
+        found = focus(Unevenness(spoiled, matrix, region), rocking.kappa)
     assert max(likeness(p) for p in found) > 0.97
 
 

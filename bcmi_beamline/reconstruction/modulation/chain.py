@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from bcmi_beamline.reconstruction.fourier import fft2
-from bcmi_beamline.reconstruction.modulation.focus import focus, unevenness
+from bcmi_beamline.reconstruction.modulation.focus import Unevenness, focus, focus_moving
 from bcmi_beamline.reconstruction.modulation.operators import slow_transform
 from bcmi_beamline.reconstruction.modulation.refine import (
     Problem,
@@ -20,9 +20,9 @@ from bcmi_beamline.reconstruction.modulation.slices import scale_to_counts, solv
 from bcmi_beamline.reconstruction.modulation.synchronise import synchronise
 from bcmi_beamline.reconstruction.threads import each
 
-ENOUGH = 0.998
-"""Part of all counts at which the chain ends: what lies further out has too few photons to stand alone, and
-comes in when all frames are fitted together."""
+BRIGHT = 0.01
+"""The chain solves frames from the first to the last that has this part of the brightest one's counts. Those
+further out have too few photons to stand alone, and come in when all frames are fitted together."""
 
 STEPS = 6
 """Of conjugate gradients for each frame, at most."""
@@ -33,10 +33,6 @@ NEIGHBOURS = 4
 
 SETTLE_THRESHOLDS = (0.12, 0.2, 0.25)
 """Of the support, between rounds of synchronisation."""
-
-UNEVEN = 1.5
-"""A candidate so many times as uneven as the most even one is not considered, however well it fits: before
-all frames are fitted together, a crystal that has been pulled together may fit better than the right one."""
 
 
 def neighbour_weights(
@@ -128,51 +124,67 @@ def chain(
     waves = np.zeros((len(problem.targets), *central.shape), np.complex64)
     waves[frame] = central
     order = np.argsort(problem.rocking.kappa)
-    reached = [frame]
-    total = float(problem.counts.sum())
+    bright = np.flatnonzero(problem.counts[order] >= BRIGHT * problem.counts.max())
+    order = order[bright[0] : bright[-1] + 1]
     for new, before in walk_outward(order, frame):
         waves[new] = each(lambda j, before=before: extend(problem, waves, j, before, STEPS), new)
-        reached = before + new
-        done = float(problem.counts[reached].sum()) / total
         if step is not None:
-            step(min(1.0, done / ENOUGH))
-        if done > ENOUGH:
-            break
-    return waves, order[np.isin(order, reached)]
+            step((len(before) + len(new)) / len(order))
+    return waves, order
 
 
 def combine(
     problem: Problem,
     waves: np.ndarray,
     reached: np.ndarray,
-    shifts: np.ndarray | None = None,
+    moving: bool = True,
+    sentinels: tuple[np.ndarray, np.ndarray] | None = None,
     passes: int = 2,
 ) -> Solution:
-    """Crystal and support from the solved waves of a chain, moved back by the drift `shifts` (J, 2) in m.
+    """Crystal, support and drift from the solved waves of a chain.
 
-    What the chain leaves open is a smooth phase of the frames. It is looked for in the support
-    (`synchronise`) and in the crystal's density (`focus`); which of the answers is right, the data say:
-    each is fitted to the `reached` frames for a few passes, and of those that are not far more uneven than
-    the others the one of lowest misfit stays.
+    What the chain leaves open is a smooth phase of the frames, and what it took for a change of the wave may
+    be a drift. Both are looked for in the crystal's density (`focus`), the phase in the support too
+    (`synchronise`); which of the answers is right, the data say: each is fitted to the `reached` frames for a
+    few passes, and the one of lowest misfit stays. A crystal that is not all of one density comes from the
+    support.
+
+    Parameters
+    ----------
+    problem : Problem
+    waves, reached
+        From `chain`.
+    moving : bool
+        Whether to look for a drift.
+    sentinels : (shifts, after), optional
+        From `sentinel_shifts`.
+    passes : int
+        Over the reached frames, for each answer.
     """
     relative = waves[reached] / problem.amplitude[reached, None, None]
-    if shifts is not None:
-        tilt = problem.rocking.tilt(reached)
-        relative = move(fft2(relative / tilt), -(shifts / problem.metres_per_pixel)[reached]) * tilt
-    matrix = problem.matrix[reached]
-    back = matrix.conj().T
+    matrix, tilt = problem.matrix[reached], problem.rocking.tilt(reached)
+    kappa, back = problem.rocking.kappa[reached], matrix.conj().T
+    uneven = Unevenness(relative, matrix, problem.region, tilt)
 
-    tried = []
-    for phases in focus(relative, problem.rocking.kappa[reached], matrix, problem.region):
-        image = slow_transform(back, relative * np.exp(1j * phases).astype(np.complex64)[:, None, None])
-        tried.append((image, problem.tightened(image, 0.2, problem.region)))
+    def answer(phases: np.ndarray, pixels: np.ndarray | None) -> Solution:
+        turned = relative if pixels is None else move(fft2(relative / tilt), -pixels[reached]) * tilt
+        image = slow_transform(back, turned * np.exp(1j * phases).astype(np.complex64)[:, None, None])
+        support = problem.tightened(image, 0.2, problem.region)
+        shifts = None if pixels is None else pixels * problem.metres_per_pixel
+        return Solution(image * support, support, shifts)
+
+    still = focus(uneven, kappa)
+    tried = [answer(phases, None) for phases in still]
+    if moving:
+        tried += [
+            answer(*focus_moving(uneven, kappa, phases, reached, problem.counts, sentinels))
+            for phases in still
+        ]
     turned, support = relative, problem.region
     for threshold in SETTLE_THRESHOLDS:
         turned, image = synchronise(turned, matrix, support)
         support = problem.tightened(image, threshold, support)
-        tried[2:] = [(image, support)]
+    tried.append(Solution(image * support, support))
     part = problem.only(reached)
-    fitted = [refine(part, Solution(image * support, support, shifts), passes) for image, support in tried]
-    levels = [unevenness(s.image) for s in fitted]
-    even = [s for s, level in zip(fitted, levels, strict=True) if level <= UNEVEN * min(levels)]
-    return copy_of(min(even, key=lambda s: s.error[-1]))
+    fitted = [refine(part, solution, passes) for solution in tried]
+    return copy_of(min(fitted, key=lambda s: s.error[-1]))

@@ -12,9 +12,8 @@ import numpy as np
 from bcmi_beamline.geometry import Geometry
 from bcmi_beamline.reconstruction.free_pixels import free_pixels
 from bcmi_beamline.reconstruction.modes import align_trials, eigen_modes, spread
-from bcmi_beamline.reconstruction.modulation.chain import UNEVEN, chain, combine
-from bcmi_beamline.reconstruction.modulation.drift import find_drift, sentinel_shifts
-from bcmi_beamline.reconstruction.modulation.focus import unevenness
+from bcmi_beamline.reconstruction.modulation.chain import chain, combine
+from bcmi_beamline.reconstruction.modulation.drift import DriftFollower, sentinel_shifts, usual_step
 from bcmi_beamline.reconstruction.modulation.operators import (
     ANGLES_KEPT,
     FrameOperator,
@@ -22,7 +21,7 @@ from bcmi_beamline.reconstruction.modulation.operators import (
     Window,
     place_modulator,
 )
-from bcmi_beamline.reconstruction.modulation.refine import Problem, Solution, copy_of, refine
+from bcmi_beamline.reconstruction.modulation.refine import Problem, Solution, refine
 from bcmi_beamline.reconstruction.modulation.slices import (
     frame_counts,
     make_targets,
@@ -44,7 +43,7 @@ from bcmi_beamline.scans import Modulator, Reconstruction, RockingScan
 
 Progress = Callable[[float, str], None]
 Start = Literal["random", "probe"]
-Drift = Literal["auto", "free", "none"]
+Drift = Literal["free", "none"]
 Method = Literal["chain", "paper"]
 
 TRUST_NONE, TRUST_FULL = 0.7, 0.95
@@ -57,17 +56,14 @@ SHARED = 0.9
 SUBSETS = 3
 """Steps per pass over all frames, except in the last passes, which settle."""
 
-SETTLE = 3
+SETTLE = 2
 """Passes of one step at the end."""
+
+LOOK = 2
+"""Passes between two looks at the drift."""
 
 REJECT = 0.1
 """A trial whose free log-likelihood lies by this part above the best one's is another solution: a bad one."""
-
-PILOT = 3
-"""Passes in which a crystal that drifts and one that stands still compete."""
-
-DRIFT_GAIN = 0.02
-"""Part by which following a drift must lower the misfit of the free pixels, which no step has seen."""
 
 LOOSE_SIZES = (0.8e-6, 1.2e-6, 1.6e-6)
 """Edges, m, of the windows in which a crystal is looked for when no beam was calibrated."""
@@ -231,11 +227,11 @@ def solve(
     iterations: int,
     rng: np.random.Generator,
     modulator: Modulator | None = None,
-    drift: Drift = "auto",
+    drift: Drift = "free",
     method: Method = "chain",
     report: Progress | None = None,
 ) -> Solution:
-    """One trial: central wave, chain, the drift where it shows, all frames together.
+    """One trial: central wave, chain, phases and drift, all frames together.
 
     Parameters
     ----------
@@ -245,8 +241,8 @@ def solve(
     rng : Generator
     modulator : Modulator, optional
         Start from its calibrated beam rather than from noise.
-    drift : {"auto", "free", "none"}
-        Follow the drift of the crystal where the data ask for it, always, or never.
+    drift : {"free", "none"}
+        Whether the crystal may have drifted.
     method : {"chain", "paper"}
         As in `reconstruct`.
     report : callable, optional
@@ -273,26 +269,23 @@ def solve(
     say(0.0, "central frame")
     central = central_wave(problem, frame, rng, modulator)
     waves, reached = chain(problem, central, frame, lambda done: say(0.1 + 0.2 * done, "frame by frame"))
-    say(0.31, "phases of the frames")
-    solution = combine(problem, waves, reached)
-    moving = False
-    if drift != "none":
-        say(0.4, "drift, from the exit waves")
-        measured = None
-        if problem.sentinels is not None:
-            measured = sentinel_shifts(problem, central, frame, *problem.sentinels)
-        part = problem.only(reached)
-        still = refine(part, copy_of(solution), PILOT, subsets=SUBSETS)
-        followed = refine(
-            part, find_drift(problem, waves, reached, solution, measured), PILOT, free_drift=True
-        )
-        gains = followed.score < (1 - DRIFT_GAIN) * still.score
-        even = unevenness(followed.image) < UNEVEN * unevenness(still.image)
-        moving = drift == "free" or (gains and even)
-        solution = copy_of(followed if moving else still)
+    moving, sentinels = drift == "free", None
+    peak = int(np.argmin(np.abs(problem.rocking.kappa)))
+    if moving and problem.sentinels is not None and peak in reached:
+        sentinels = sentinel_shifts(problem, waves[peak], peak, *problem.sentinels)
+    say(0.31, "phases and places of the frames")
+    solution = combine(problem, waves, reached, moving, sentinels)
+    pixels = np.zeros((2, 2)) if solution.shifts is None else solution.shifts / problem.metres_per_pixel
+    look = DriftFollower(problem, usual_step(pixels), sentinels)
     settle = min(SETTLE, iterations)
-    solution = refine(problem, solution, iterations - settle, after, moving, 1 if moving else SUBSETS)
-    return refine(problem, solution, settle, after, moving)
+
+    def follow(passed: int, state: Solution) -> None:
+        after(passed, state)
+        if moving and (passed + 1) % LOOK == 0:
+            look(state)
+
+    solution = refine(problem, solution, iterations - settle, follow, SUBSETS)
+    return refine(problem, solution, settle, after)
 
 
 @dataclass
@@ -338,7 +331,7 @@ def reconstruct(
     progress: Progress | None = None,
     method: Method = "chain",
     start: Start = "random",
-    drift: Drift = "auto",
+    drift: Drift = "free",
     free_fraction: float = 0.05,
     workers: int = 1,
     scheduler: str | None = None,
@@ -363,11 +356,11 @@ def reconstruct(
         Given the fraction done and a line.
     method : {"chain", "paper"}
         Frames one by one, then together; or the published iteration from noise (no shrink-wrap; `start` does
-        not apply and drift="auto" means "none"), which needs hundreds of `iterations`.
+        not apply), which needs hundreds of `iterations`.
     start : {"random", "probe"}
         Begin the first frame from noise, or from the beam of the calibration.
-    drift : {"auto", "free", "none"}
-        Follow the drift of the crystal across the beam where the data ask for it, always, or never.
+    drift : {"free", "none"}
+        Whether the crystal may have drifted across the beam: then it is followed frame by frame.
     free_fraction : float
         Part of the pixels kept free to judge by.
     workers, scheduler, folder

@@ -162,7 +162,6 @@ def refine(
     solution: Solution,
     iterations: int,
     after: Callable[[int, Solution], None] | None = None,
-    free_drift: bool = False,
     subsets: int = 1,
 ) -> Solution:
     """Nesterov-accelerated descent of the crystal within its support, restarted when the misfit rises.
@@ -179,8 +178,6 @@ def refine(
         Passes over all frames.
     after : callable, optional
         Called with (iteration, solution) after each pass; may tighten the support.
-    free_drift : bool
-        Follow the drift as well, by the same pass's derivatives: it costs no transform of a frame.
     subsets : int
         Steps per pass, each on every `subsets`-th frame: faster as long as the crystal fills less than one
         part in `subsets` of the field along zeta, since it is then sampled well enough by these alone.
@@ -197,8 +194,6 @@ def refine(
             age += 1
             ahead = following + np.float32((age - 1) / (age + 2)) * (following - solution.image)
             solution.image = following
-            if free_drift:
-                follow_drift(problem, solution, waves, directions)
         solution.record(problem, misfit, free)
         if len(solution.error) > 1 and solution.error[-1] > solution.error[-2]:
             ahead, age = solution.image, 0
@@ -206,10 +201,6 @@ def refine(
             after(iteration, solution)
             ahead = ahead * solution.support
     return solution
-
-
-LARGEST_STEP = 0.05
-"""Of the drift in one iteration, pixels: a Newton step from afar would overshoot."""
 
 
 def gradients(waves: np.ndarray) -> np.ndarray:
@@ -228,37 +219,6 @@ def move(spectra: np.ndarray, shifts: np.ndarray) -> np.ndarray:
     return ifft2(spectra * rows[:, :, None] * columns[:, None, :])
 
 
-def newton_shift(waves: np.ndarray, change: np.ndarray) -> np.ndarray:
-    """Shifts (frames, 2), pixels along (columns, rows), that explain best the `change` of `waves`.
-
-    Least squares of ``change = -shift . grad waves + i phase waves`` frame by frame: the phase is free.
-    """
-    slopes = -gradients(waves)
-    power = np.maximum(np.einsum("jyx,jyx->j", waves.conj(), waves).real, 1e-30)
-    beside = (np.einsum("jyx,ajyx->aj", waves.conj(), slopes).imag / power).astype(np.float32)
-    slopes -= np.complex64(1j) * beside[..., None, None] * waves
-    normal = np.einsum("ajyx,bjyx->jab", slopes.conj(), slopes).real
-    damping = 1e-3 * np.trace(normal, axis1=1, axis2=2) + 1e-30
-    normal = normal + damping[:, None, None] * np.eye(2)
-    right = np.einsum("ajyx,jyx->ja", slopes.conj(), change).real
-    return np.linalg.solve(normal, right[..., None])[..., 0]
-
-
-def implied_shifts(problem: Problem, waves: np.ndarray, directions: np.ndarray) -> np.ndarray:
-    """Drift (J, 2) in metres (x', y') that the descent directions of the exit waves ask for."""
-    tilt = problem.rocking.tilt(slice(None))
-    return newton_shift(waves / tilt, directions / tilt) * problem.metres_per_pixel
-
-
 def centre_shifts(shifts: np.ndarray, light: np.ndarray) -> np.ndarray:
     """Take off the mean over the light: a common shift of all frames is the place of the crystal."""
     return shifts - np.average(shifts, axis=0, weights=light)
-
-
-def follow_drift(problem: Problem, solution: Solution, waves: np.ndarray, directions: np.ndarray) -> None:
-    """Move the drift of `solution` the way the descent directions of its exit waves ask for."""
-    # the data see one quadrature of an error of the wave, so that what they ask for is half of Newton's step
-    step = 2 * implied_shifts(problem, waves, directions)
-    shifts = np.zeros_like(step) if solution.shifts is None else solution.shifts
-    limit = LARGEST_STEP * min(problem.operator.pixel)
-    solution.shifts = centre_shifts(shifts + np.clip(step, -limit, limit), problem.counts)
