@@ -1,9 +1,11 @@
-"""BCMI on simulated crystals: correlation with the truth, class and processor time of single trials.
+"""BCMI on simulated crystals: correlation with the truth, class, drift and time of single trials.
 
-    python benchmarks/bcmi.py paper-hs --crystals 11 22 --seeds 0 1
+    python benchmarks/bcmi.py paper-hs --crystals 11 22 --seeds 10
+    python benchmarks/bcmi.py paper-hs --crystals 11 22 --drift 4 --jump 30 --sentinels 20
+    python benchmarks/bcmi.py paper-ls --modulator modulator.cxi --seeds 100
 
-The modulator and its distance are the true ones, as a stand-in for a calibration of a wide field. Prints one
-JSON object per trial.
+Without `--modulator` the map and its distance are the true ones. Prints one JSON object per trial; each trial
+starts from noise of its own. Times are those of a trial; making ready (once per crystal) is told apart.
 """
 
 from __future__ import annotations
@@ -11,14 +13,17 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from pathlib import Path
 
 import numpy as np
 
 from bcmi_beamline.config import Preset, load_beamline, load_preset
-from bcmi_beamline.reconstruction import modulation
+from bcmi_beamline.data import read_modulator
 from bcmi_beamline.reconstruction.metrics import compare
+from bcmi_beamline.reconstruction.modulation import driver
 from bcmi_beamline.scans import Modulator, Reconstruction, RockingScan
 from bcmi_beamline.sim import Twin, simulate_rocking
+from bcmi_beamline.sim.simulate import OVERHEAD_S
 
 FIELD = 900
 """Pixels along an edge of the modulator's map: 20 um."""
@@ -34,50 +39,104 @@ def with_crystal(preset: Preset, seed: int) -> Preset:
     return preset.model_copy(update={"sim": sim})
 
 
-def measure(preset: Preset) -> tuple[RockingScan, Modulator, Reconstruction]:
-    twin = Twin(load_beamline(), preset)
-    scan = simulate_rocking(twin.beamline, preset, twin=twin)
-    frames = np.where(scan.mask, 0, scan.frames).astype(np.float32)
-    d1 = twin.truth_distance()
-    pixel = scan.geometry.with_modulator(d1).object_pixel(preset.plan.window)
-    modulator = Modulator(
-        twin.truth_modulator(pixel, (FIELD, FIELD)),
-        pixel,
-        d1,
-        1e-6,
-        scan.modulator_position,
-        np.zeros((1, 8, 8), np.complex64),
+def walk_off(twin: Twin, step_nm: float, jump_nm: float, frames: int, frame_s: float, seed: int) -> None:
+    """Let the crystal walk by `step_nm` (rms along x' and y') a frame, and jump once in the middle half."""
+    rng = np.random.default_rng([77, seed])
+    steps = rng.normal(scale=step_nm * 1e-9, size=(frames, 2))
+    angle = rng.uniform(0, 2 * np.pi)
+    steps[rng.integers(frames // 4, 3 * frames // 4)] += (
+        jump_nm * 1e-9 * np.array([np.cos(angle), np.sin(angle)])
     )
+    path = np.cumsum(steps, axis=0) @ twin.geometry.detector_frame[:2]
+    twin.drift = lambda time_s: path[min(frames - 1, int(time_s / frame_s))]
+
+
+def measure(preset: Preset, arguments: argparse.Namespace) -> tuple[RockingScan, Reconstruction, np.ndarray]:
+    """A rocking scan, the crystal's truth, and where the crystal stood, (J, 2) m along (x', y')."""
+    twin = Twin(load_beamline(), preset)
+    plan, count = preset.plan, preset.plan.rocking_points
+    frame_s = plan.rocking_exposure_s + OVERHEAD_S
+    if arguments.drift or arguments.jump:
+        walk_off(twin, arguments.drift, arguments.jump, count, frame_s, preset.sim.crystal.seed)
+    scan = simulate_rocking(twin.beamline, preset, twin=twin)
+    sentinels = after = None
+    if arguments.sentinels:
+        after = np.arange(0, count, arguments.sentinels)
+        eiger, n = twin.beamline.eiger, plan.window
+        rows, columns = (slice(c - n // 2, c - n // 2 + n) for c in (eiger.beam_row, eiger.beam_column))
+        pose = twin.aligned_pose()
+        shots = [twin.frame(pose, plan.rocking_exposure_s, j * frame_s)[rows, columns] for j in after]
+        sentinels = np.where(scan.mask, 0, np.stack(shots)).astype(np.float32)
     rocking = RockingScan(
-        frames,
+        np.where(scan.mask, 0, scan.frames).astype(np.float32),
         np.asarray(scan.angles_deg),
         scan.mask,
         scan.geometry,
         scan.flux,
         scan.modulator_position,
         scan.count_cutoff,
+        sentinels=sentinels,
+        sentinel_after=after,
     )
     image, voxel = twin.truth_object()
     support = np.abs(image) > 0.5 * np.abs(image).max()
-    return rocking, modulator, Reconstruction(image, support, voxel, twin.geometry, (0.0, 0.0))
+    truth = Reconstruction(image, support, voxel, twin.geometry, (0.0, 0.0))
+    stood = np.array([state.crystal for state in scan.states]) @ twin.geometry.detector_frame[:2].T
+    return rocking, truth, stood
+
+
+def true_modulator(preset: Preset, scan: RockingScan) -> Modulator:
+    twin = Twin(load_beamline(), preset)
+    d1 = twin.truth_distance()
+    pixel = scan.geometry.with_modulator(d1).object_pixel(preset.plan.window)
+    transmission = twin.truth_modulator(pixel, (FIELD, FIELD))
+    probe = np.zeros((1, 8, 8), np.complex64)
+    return Modulator(transmission, pixel, d1, 1e-6, scan.modulator_position or (0.0, 0.0), probe)
+
+
+def rms_nm(shifts: np.ndarray, light: np.ndarray) -> float:
+    """Root mean square over the light of shifts (J, 2) m, their mean taken off."""
+    beside = shifts - np.average(shifts, axis=0, weights=light)
+    return round(1e9 * float(np.sqrt(np.average(np.square(beside).sum(axis=1), weights=light))), 2)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("preset", nargs="?", default="paper-ls")
-    parser.add_argument("--crystals", type=int, nargs="+", default=[11])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--crystals", type=int, nargs="+", default=[11], help="seeds; 11 is the preset's own")
+    parser.add_argument("--seeds", type=int, default=1, help="trials of each crystal")
+    parser.add_argument("--modulator", type=Path, help="a calibrated map instead of the true one")
+    parser.add_argument("--drift", type=float, default=0.0, help="nm per frame, along x' and along y'")
+    parser.add_argument("--jump", type=float, default=0.0, help="nm, once")
+    parser.add_argument("--sentinels", type=int, default=0, help="a frame at the peak after every so many")
+    parser.add_argument("--hold", action="store_true", help="take the crystal to stand still")
     arguments = parser.parse_args()
+    drift = "none" if arguments.hold else "free"
     for crystal in arguments.crystals:
-        scan, modulator, truth = measure(with_crystal(load_preset(arguments.preset), crystal))
-        for seed in arguments.seeds:
+        preset = with_crystal(load_preset(arguments.preset), crystal)
+        scan, truth, stood = measure(preset, arguments)
+        light = np.asarray(scan.frames).sum(axis=(1, 2))
+        path = arguments.modulator
+        modulator = true_modulator(preset, scan) if path is None else read_modulator(path)
+        start = time.perf_counter()
+        problem = driver.prepare(scan, modulator)
+        ready = round(time.perf_counter() - start, 1)
+        for seed in range(arguments.seeds):
+            trial = driver.Trial(problem, 10, seed, None, drift, "chain")
             wall, cpu = time.perf_counter(), time.process_time()
-            result = modulation.reconstruct(scan, modulator, seed=seed)
+            solution = trial(0, lambda *_: None)
             wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+            settings = {"modulator_distance": modulator.sample_distance}
+            result = driver.make_result(scan, problem, [solution], settings)
             found = compare(result, truth)
             row = {"preset": arguments.preset, "crystal": crystal, "seed": seed, "class": found.verdict}
             row |= {"correlation": round(found.correlation, 4), "strain_error": found.strain_error}
-            row |= {"wall_s": round(wall, 1), "cpu_s": round(cpu, 1), "drift": result.drift is not None}
+            row |= {"score": round(solution.score, 4), "ready_s": ready}
+            row |= {"wall_s": round(wall, 1), "cpu_s": round(cpu, 1), "drifted_nm": rms_nm(stood, light)}
+            if result.drift is not None:
+                row["drift_error_nm"] = rms_nm(result.drift - stood, light)
             print(json.dumps(row), flush=True)
 
 
