@@ -17,6 +17,7 @@ import functools
 import inspect
 import json
 import os
+import sys
 import threading
 from collections import UserDict
 from collections.abc import Callable, Generator, Mapping, MutableMapping
@@ -36,6 +37,10 @@ if TYPE_CHECKING:
     from bcmi_beamline.sim.launch import SimulatedBeamline
 
 Progress = Callable[[float, str], None]
+
+SWITCH_INTERVAL_S = 0.001
+"""A thread hands the interpreter over this soon: what Channel Access brings does not wait Python's 5 ms for
+the one that stores documents."""
 
 _LONGEST_RESULT = 16
 """Sequences longer than this are curves, not numbers."""
@@ -290,6 +295,8 @@ def open_session(
 def _wire(source, beamline, directory, simulate, time_scale, connect_timeout_s, stack) -> Session:
     from bcmi_beamline.data import DocumentLog, open_catalog
 
+    stack.callback(sys.setswitchinterval, sys.getswitchinterval())
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     readable = [Path("/")] if simulate is None else [directory / "frames"]
     log = DocumentLog(directory / "documents")
     catalog = stack.enter_context(open_catalog(directory / "catalog", readable=readable, log=log))

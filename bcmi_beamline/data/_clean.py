@@ -124,6 +124,16 @@ def find_hot_and_dead(total: np.ndarray, counting: np.ndarray, frames: int, mask
     return (hot | dead) & ~mask
 
 
+def _invalid(dtype: np.dtype) -> int:
+    """What stands for no count: the largest value of an integer type."""
+    return int(np.iinfo(dtype).max) if dtype.kind in "iu" else -1
+
+
+def mask_frames(counts: np.ndarray, mask: np.ndarray, cutoff: float | None) -> np.ndarray:
+    """Frames as float32, (J, Ny, Nx): 0 under a mask that is known, the cutoff where counts were lost."""
+    return CleanFrames(counts, mask, _invalid(counts.dtype), cutoff)[:]
+
+
 def clean_frames(
     source: FrameSource, bad: np.ndarray, cutoff: float | None, *, per_frame: bool
 ) -> tuple[CleanFrames, np.ndarray]:
@@ -141,7 +151,7 @@ def clean_frames(
         Whether saturation is told frame by frame (`CleanFrames` then holds the cutoff there); otherwise a
         pixel that ever saturated is masked.
     """
-    invalid = int(np.iinfo(source.dtype).max) if source.dtype.kind in "iu" else -1
+    invalid = _invalid(source.dtype)
     seen = _survey(source, invalid, cutoff)
     if per_frame and cutoff is not None:
         bad = bad | (seen.invalid == source.shape[0])

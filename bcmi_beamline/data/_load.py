@@ -13,7 +13,7 @@ import h5py
 import hdf5plugin  # noqa: F401  registers the bitshuffle-LZ4 filter
 import numpy as np
 
-from bcmi_beamline.data._clean import FrameSource, clean_frames
+from bcmi_beamline.data._clean import FrameSource, clean_frames, mask_frames
 from bcmi_beamline.data._hdf5 import FileError, Reader, file_error, open_hdf5
 from bcmi_beamline.data.catalog import Catalog
 from bcmi_beamline.data.cxi import read_cxi, write_cxi
@@ -142,10 +142,12 @@ class _Run:
         wanted = [*self._axes, "eiger_frame", "monitor_flux", SENTINEL]
         readings = self._stream.read([key for key in wanted if key in present])
         self._readings = {key: np.asarray(readings[key].values) for key in wanted if key in present}
-        marked = self._readings.pop(SENTINEL, np.zeros(len(self._readings.get(self._axes[0], ()))))
-        kept = (marked != 0) == sentinels
+        events = len(self._readings.get(self._axes[0], ()))
+        self._marked = self._readings.pop(SENTINEL, np.zeros(events)) != 0
+        kept = self._marked == sentinels
         self._readings = {key: values[kept] for key, values in self._readings.items()}
         self._earlier = self._continued(client, sentinels)
+        self._sentinels = sentinels
 
     def _continued(self, client: Any, sentinels: bool) -> _Run | None:
         """Return the run that this one completes."""
@@ -206,6 +208,23 @@ class _Run:
         """Return the rocking circle's readings (deg), or the modulator's x and y (um)."""
         return [self.column(key) for key in self._axes]
 
+    @property
+    def _points(self) -> int:
+        """Points of the scan up to the end of this run."""
+        return int(np.count_nonzero(~self._marked)) + (self._earlier._points if self._earlier else 0)
+
+    @property
+    def has_sentinels(self) -> bool:
+        """Whether frames were taken between the points."""
+        return bool(self._marked.any()) or (self._earlier is not None and self._earlier.has_sentinels)
+
+    def sentinel_after(self) -> np.ndarray:
+        """Index of the point after which each sentinel was taken; 0 where it was taken before the first."""
+        before = self._earlier._points if self._earlier else 0
+        own = before + np.cumsum(~self._marked)[self._marked] - 1
+        joined = np.concatenate([self._earlier.sentinel_after(), own]) if self._earlier else own
+        return np.maximum(joined, 0)
+
     def frames(self) -> tuple[FrameSource, np.ndarray]:
         """Return the window of each point's frame, and the pixels of it known to be bad."""
         frames, bad = self._own_frames()
@@ -221,7 +240,7 @@ class _Run:
         source = _LocalFrames(files, dataset) if files else _ServedFrames(image)
         told = "eiger_frame" in self._readings
         wanted = self._own("eiger_frame").astype(int) if told else np.arange(points)
-        if points == 0 or wanted.max() >= source.length:
+        if (points == 0 and not self._sentinels) or wanted.max(initial=-1) >= source.length:
             wrong = f"{points} points but {source.length} frames"
             raise self.fail(IMAGE, wrong, "restore the detector's files")
         shape = tuple(image.shape[1:])
@@ -290,6 +309,8 @@ def _scan(client: Any, *, in_memory: bool, sentinels: bool = False) -> Scan:
         raise run.fail("start document", f"geometry: {error}", "correct it") from None
     axes = run.axes()
     window, bad = run.frames()
+    if window.shape[0] == 0:
+        raise run.fail("primary", "has no sentinels", "take the scan with sentinel_every or revisit_every")
     source: FrameSource = window[:] if in_memory else window
 
     cutoff = run.start["detector"].get("count_cutoff")
@@ -324,7 +345,15 @@ def _scan(client: Any, *, in_memory: bool, sentinels: bool = False) -> Scan:
         modulator_position=None if place is None else (place["x"] * 1e-6, place["y"] * 1e-6),
         count_cutoff=cutoff,
         metadata=metadata,
+        **(_sentinels(client, bad, cutoff) if in_memory and not sentinels and run.has_sentinels else {}),
     )
+
+
+def _sentinels(client: Any, bad: np.ndarray, cutoff: float | None) -> dict[str, np.ndarray]:
+    """Return the frames taken between the points of a rocking scan, cut and masked as its own."""
+    run = _Run(client, sentinels=True)
+    counts = run.frames()[0][:]
+    return {"sentinels": mask_frames(counts, bad, cutoff), "sentinel_after": run.sentinel_after()}
 
 
 def load(
@@ -351,7 +380,7 @@ def load(
     -------
     RockingScan or PtychographyScan
         From a run: frames float32, cut to the window with the zero frequency at ``size // 2``; 0 where
-        masked.
+        masked. Sentinels of a rocking scan come along, cut and masked as the frames.
 
     Raises
     ------

@@ -15,7 +15,7 @@ from bcmi_beamline.devices.diffractometer import (
     nominal_setting,
 )
 from bcmi_beamline.devices.eiger import Eiger, EigerError, EigerPlan
-from bcmi_beamline.devices.motor import Motor, MoveError
+from bcmi_beamline.devices.motor import Motor, MoveError, MoveTimeout
 from bcmi_beamline.devices.nanogoniometer import Nanogoniometer
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "Monitor",
     "Motor",
     "MoveError",
+    "MoveTimeout",
     "Nanogoniometer",
     "NotConnectedError",
     "SampleStage",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,9 +103,17 @@ class FrameReader:
     def __init__(self) -> None:
         self._path: Path | None = None
         self._file: h5py.File | None = None
+        self._data: h5py.Dataset | None = None
 
-    def read(self, path: Path, row: int, window: Window) -> np.ndarray:
+    def read(
+        self, path: Path, row: int, window: Window, meanwhile: Callable[[], object] = lambda: None
+    ) -> np.ndarray:
         """Window of frame `row` of the file, uint32 (size, size).
+
+        Parameters
+        ----------
+        meanwhile : callable, optional
+            Called before each look again at a file that does not hold the frame yet; it may raise.
 
         Raises
         ------
@@ -126,19 +135,21 @@ class FrameReader:
                     f"frame {row} of {path} did not appear within {VISIBLE_WITHIN_S:g} s, the file {problem}"
                     ": FilePath must be a folder that the detector writes and this machine reads"
                 )
+            meanwhile()
             time.sleep(0.02)
 
     def _dataset(self, path: Path) -> h5py.Dataset:
-        if self._file is None or path != self._path:
+        if self._data is None or path != self._path:
             self.close()
             self._file, self._path = h5py.File(path, "r", libver="latest", swmr=True), path
-        data = self._file[DATASET]
-        assert isinstance(data, h5py.Dataset)
-        data.refresh()
-        return data
+            data = self._file[DATASET]
+            assert isinstance(data, h5py.Dataset)
+            self._data = data
+        self._data.refresh()
+        return self._data
 
     def close(self) -> None:
         """Let go of the file."""
         if self._file is not None:
             self._file.close()
-            self._file = None
+            self._file = self._data = None

@@ -368,9 +368,8 @@ class Eiger(Device):
             raise EigerError(f"{self.name}: stage it before triggering")
         if self._plan.mode != "step":
             raise EigerError(f"{self.name}: armed to fly ({self._plan.mode}); kick it off, do not trigger it")
-        limit = self._plan.exposure_s + READOUT_TIMEOUT_S
-        status = DeviceStatus(self, timeout=3 * limit + ARMING_TIMEOUT_S)
-        self._worker.submit(self._expose, status, limit)
+        status = DeviceStatus(self)  # no timeout of its own: whatever the worker waits for has one
+        self._worker.submit(self._expose, status, self._plan.exposure_s + READOUT_TIMEOUT_S)
         return status
 
     def _expose(self, status: DeviceStatus, limit: float) -> None:
@@ -400,6 +399,8 @@ class Eiger(Device):
                     f"frame {self._frames}"
                 )
 
+    def _check_health(self) -> None:
+        """Raise when a frame is missed because the detector has failed."""
         if _text(self.cam.state) == "error":
             raise self._error(f"frame {self._frames} was not taken")
 
@@ -471,7 +472,7 @@ class Eiger(Device):
         number, row = divmod(self._frames_in_series, self._images_per_file)
         path = self._stem.with_name(f"{self._stem.name}_data_{number + 1:06d}.h5")
         try:
-            counts = self._reader.read(path, row, self._window)
+            counts = self._reader.read(path, row, self._window, self._check_health)
         except OSError as error:
             raise self._error(str(error)) from None
         now = time.time()

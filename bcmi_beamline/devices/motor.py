@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from threading import RLock, Timer
+from contextlib import suppress
+from threading import RLock
+from typing import Any
 
 from ophyd import Component as Cpt
 from ophyd import EpicsMotor, EpicsSignal, EpicsSignalRO
 from ophyd.status import MoveStatus
-from ophyd.utils import LimitError, StatusTimeoutError
+from ophyd.utils import DisconnectedError, InvalidState, LimitError
 
 from bcmi_beamline.config import AxisConfig
+from bcmi_beamline.devices._later import call_later
 
 LEAST_TIMEOUT_S = 10.0
 """No move is given less time than this."""
@@ -23,12 +26,25 @@ class MoveError(RuntimeError):
     """A move that did not end where it was sent."""
 
 
+class MoveTimeout(MoveError, TimeoutError):
+    """A move that did not end in time; its motor has been stopped."""
+
+
 class Move(MoveStatus):
     """A move under way; one that takes too long stops its motor, one that has ended elsewhere does not."""
 
     def _handle_failure(self) -> None:
-        if isinstance(self.exception(), StatusTimeoutError):
+        if isinstance(self.exception(), MoveTimeout):
             super()._handle_failure()
+
+
+class Switch(EpicsSignalRO):
+    """A limit switch as the record last told, which it does before it ends a move: it is not asked again."""
+
+    def get(self, **kwargs: Any) -> Any:
+        """1 when it is on."""
+        kwargs["use_monitor"] = True
+        return super().get(**kwargs)
 
 
 class Setpoint(EpicsSignal):
@@ -62,6 +78,8 @@ class Motor(EpicsMotor):
 
     user_setpoint = Cpt(Setpoint, ".VAL", limits=True, auto_monitor=True)
     limit_violation = Cpt(EpicsSignalRO, ".LVIO", kind="omitted")
+    high_limit_switch = Cpt(Switch, ".HLS", kind="omitted", auto_monitor=True)
+    low_limit_switch = Cpt(Switch, ".LLS", kind="omitted", auto_monitor=True)
 
     def __init__(self, prefix: str = "", *, axis: AxisConfig | None = None, parent=None, **kwargs) -> None:
         self.axis: AxisConfig = axis or getattr(parent.config, kwargs["attr_name"])  # type: ignore[union-attr]
@@ -74,8 +92,16 @@ class Motor(EpicsMotor):
     # -- where it is, where it may go -------------------------------------------------------------
     @property
     def position(self) -> float:
-        """Readback, in the axis' unit."""
-        return float(super().position)  # pyright: ignore[reportArgumentType]
+        """Readback, in the axis' unit.
+
+        Raises
+        ------
+        DisconnectedError
+            When the record does not tell any more.
+        """
+        if not self.user_readback.connected:
+            raise DisconnectedError(f"{self.name} is not connected")
+        return float(self._position)  # pyright: ignore[reportArgumentType]
 
     @property
     def limits(self) -> tuple[float, float]:
@@ -130,7 +156,8 @@ class Motor(EpicsMotor):
         self.check_value(position)
         if timeout is None:
             timeout = self._timeout or self.move_timeout(position)
-        status = Move(self, position, timeout=timeout, settle_time=self._settle_time)
+        status = Move(self, position, settle_time=self._settle_time)
+        call_later(timeout + self._settle_time, lambda: status.done or self._give_up(status, timeout))
         if moved_cb is not None:
             status.add_callback(lambda status: moved_cb(status, obj=self))
         with self._status_lock:
@@ -163,13 +190,20 @@ class Motor(EpicsMotor):
                 wait=False,
                 force=True,
                 use_complete=True,
-                callback=lambda **_: move.done or Timer(DMOV_GRACE_S, self._put_completed, (move,)).start(),
+                callback=lambda **_: move.done or call_later(DMOV_GRACE_S, lambda: self._put_completed(move)),
             )
 
     def _put_completed(self, move: Move) -> None:
         """End `move` if DMOV, which comes before put-completion, has not."""
         if self._status is move and not move.done and _number(self.motor_done_move, use_monitor=False):
             self._done_moving()
+
+    def _give_up(self, move: Move, timeout: float) -> None:
+        """Fail a move that has taken too long, which stops the motor."""
+        unit, here = self.axis.unit, self._position  # as last told: the record may be gone
+        where = f"{self.name}: at {here:g} {unit}, sent to {move.target:g} {unit}"
+        with suppress(InvalidState):  # it has just ended
+            move.set_exception(MoveTimeout(f"{where}: stopped after {timeout:g} s"))
 
     def stop(self, *, success: bool = False) -> None:
         """Stop; a move under way fails when the record has come to rest, or with `success` ends well at once.
@@ -231,10 +265,10 @@ def _number(signal: EpicsSignalRO | EpicsSignal, **kwargs) -> float:
 
 
 def _finish(status: Move) -> None:
-    if not status.done:
+    with suppress(InvalidState):  # it was given up
         status.set_finished()
 
 
 def _fail(status: Move, message: str) -> None:
-    if not status.done:
+    with suppress(InvalidState):
         status.set_exception(MoveError(message))

@@ -52,6 +52,35 @@ def test_a_scan_in_three_runs_with_sentinels_is_one(catalog, tmp_path):
     beside = load_sentinels(catalog.run(uid))
     assert np.array_equal(beside.frames, frames[order[marks == 1]][(slice(None), *CUT)])
     assert np.ptp(beside.angles_deg) == 0
+    assert np.array_equal(scan.sentinels, np.where(scan.mask, 0, frames[marks == 1][(slice(None), *CUT)]))
+    assert scan.sentinel_after.tolist() == [0, 4, 9, 9]  # the first comes before any point
+
+
+def test_sentinels_are_masked_as_the_frames_they_watch(catalog, tmp_path):
+    """One at the cutoff that lost its count, a hot pixel that only the scan's many frames give away."""
+    frames = poisson((14, *SHAPE), seed=5).astype(np.uint32)
+    frames[:, 10, 10] = 900
+    frames[7, 12, 5] = 2**32 - 1
+    marks = np.zeros(14)
+    marks[[0, 7]] = 1
+    angles = np.zeros(14)
+    angles[marks == 0] = ANGLES
+    uid = run(catalog, tmp_path / "a", frames, angles, marks)
+    catalog.flush()
+    scan = data.load(uid, catalog)
+    assert scan.mask[4, 8] and scan.sentinels.dtype == np.float32
+    assert np.all(scan.sentinels[:, 4, 8] == 0)
+    assert scan.sentinels[1, 6, 3] == 1000
+    assert scan.sentinel_after.tolist() == [0, 5]
+
+
+def test_a_run_without_sentinels_says_so(catalog, tmp_path):
+    frames = poisson((6, *SHAPE), seed=6)
+    uid = run(catalog, tmp_path / "a", frames, ANGLES[:6], np.zeros(6))
+    catalog.flush()
+    assert data.load(uid, catalog).sentinels is None
+    with pytest.raises(data.FileError, match="has no sentinels; take the scan with sentinel_every"):
+        load_sentinels(catalog.run(uid))
 
 
 def test_what_is_no_continuation_is_refused(catalog, tmp_path):

@@ -15,9 +15,17 @@ import pytest
 from bluesky import RunEngine
 from bluesky.utils import FailedStatus
 from event_model import DocumentNames, schema_validators
-from ophyd.utils import LimitError, StatusTimeoutError
+from ophyd.utils import LimitError
 
-from bcmi_beamline.devices import EigerError, EigerPlan, MoveError, NotConnectedError, connect, make_devices
+from bcmi_beamline.devices import (
+    EigerError,
+    EigerPlan,
+    MoveError,
+    MoveTimeout,
+    NotConnectedError,
+    connect,
+    make_devices,
+)
 
 pytestmark = pytest.mark.ioc
 
@@ -97,7 +105,9 @@ def test_a_move_after_a_stop_is_not_taken_for_the_one_that_was_stopped(slow_z):
 
 def test_a_move_that_takes_too_long_is_stopped(slow_z):
     status = slow_z.set(11000.0, timeout=0.2)
-    with pytest.raises(StatusTimeoutError, match="nanogoniometer_z"):
+    with pytest.raises(
+        MoveTimeout, match=r"nanogoniometer_z: at 11\d+\.?\d* um, sent to 11000 um: stopped after 0.2 s"
+    ):
         status.wait(5)
     time.sleep(0.2)
     assert not slow_z.moving

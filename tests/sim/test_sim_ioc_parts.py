@@ -9,7 +9,7 @@ import h5py
 import hdf5plugin  # noqa: F401
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import settings as settings_of_hypothesis
 from hypothesis import strategies as st
 
@@ -132,6 +132,33 @@ def test_the_pace_may_change_in_the_middle_of_a_sleep():
     assert asyncio.run(run()) == 10.0
 
 
+def test_commands_sent_one_by_one_begin_together_and_the_wait_for_them_costs_nothing(monkeypatch):
+    monkeypatch.setattr("bcmi_beamline.sim.ioc.clock.TOGETHER_S", 0.05)
+
+    async def sleep(activity: Activity) -> None:
+        with activity:
+            await activity.sleep(0.3)
+
+    async def run() -> tuple[float, float, float, float]:
+        clock, wall = Clock(1.0), time.monotonic()
+        first = asyncio.create_task(sleep(Activity(clock, together=True)))
+        await asyncio.sleep(0.01)
+        began = clock.now()
+        second = asyncio.create_task(sleep(Activity(clock, together=True)))
+        await asyncio.sleep(0.01)
+        held = clock.now()
+        clock.release()  # somebody wants to know where things are
+        released = clock.now()
+        await asyncio.gather(first, second)
+        assert clock.now() == 0.3  # for both
+        return began, held, released, time.monotonic() - wall
+
+    began, held, released, took = asyncio.run(run())
+    assert began == held == 0.0
+    assert 0.01 <= released < 0.3
+    assert 0.31 <= took < 0.35
+
+
 @pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf")])
 def test_time_does_not_stand_still_or_run_back(scale):
     with pytest.raises(ValueError, match="positive"):
@@ -187,6 +214,7 @@ def puts(draw) -> tuple[str, str, object]:
 
 @settings_of_hypothesis(max_examples=25, deadline=None)
 @given(sequence=st.lists(st.tuples(puts(), st.integers(0, 6)), min_size=5, max_size=25))
+@example(sequence=[(("z", "VELO", 2e-311), 0), (("z", "", 6000.0), 5)])  # a way without an end
 def test_whatever_is_put_the_modulator_stays_out_of_reach(sequence):
     """Moves overlap, are overtaken, tweaked, jogged and renamed; the stage itself is looked at."""
     config = load_beamline().nanogoniometer

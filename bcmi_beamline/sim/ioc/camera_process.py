@@ -17,8 +17,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from bcmi_beamline.config import Beamline, Preset
 from bcmi_beamline.sim.ioc.series import Series, SeriesSettings, Stored
 from bcmi_beamline.sim.twin import Twin
@@ -44,7 +42,7 @@ class FrameMaker:
     def __init__(self, twin: Twin) -> None:
         self._twin = twin
         self._series: Series | None = None
-        self._frame: np.ndarray | None = None
+        self._packed: bytes | None = None
 
     # -- readings -----------------------------------------------------------------------------------
     def flux(self, time_s: float, pose: Mapping[str, float]) -> float:
@@ -78,8 +76,11 @@ class FrameMaker:
         return self._stored(self._series)
 
     def expose(self, pose: Mapping[str, float], exposure_s: float, time_s: float) -> None:
-        """Make a frame and keep it."""
-        self._frame = self._twin.frame(pose, exposure_s, time_s)
+        """Make a frame and keep it, ready for the file; one that is not stored is lost."""
+        self._packed = None
+        frame = self._twin.frame(pose, exposure_s, time_s)
+        if self._series is not None:
+            self._packed = self._series.pack(frame)
 
     def store(self, disk_full: bool = False) -> Stored:
         """Write the frame that was made last.
@@ -89,11 +90,11 @@ class FrameMaker:
         OSError
             When the disk does not take it.
         """
-        series, frame = self._series, self._frame
-        assert series is not None and frame is not None
+        series, packed = self._series, self._packed
+        assert series is not None and packed is not None
         if disk_full:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(series.current_file))
-        series.write(frame)
+        series.append(packed)
         return self._stored(series)
 
     def disarm(self) -> None:

@@ -16,7 +16,7 @@ from types import TracebackType
 
 TOGETHER_S = 0.003
 """Wall-clock seconds that time waits for a second command when the first asks it to: moves of several motors
-are sent one by one, but meant to begin together."""
+are sent one by one, but meant to begin together. They are made up for once no other command has come."""
 
 IDLE_S = 5.0
 """Wall-clock seconds without activity after which time passes by itself, second by second."""
@@ -65,16 +65,22 @@ class Clock:
 
     def now(self) -> float:
         """Beamline time, s."""
-        if self._awake:
+        wall = time.monotonic()
+        if self._awake or wall < self._stands_until:
             return self._time
-        elapsed = max(time.monotonic() - self._wall, 0.0)
+        elapsed = wall - self._wall
         if not self._naps:
             return self._time + max(elapsed - IDLE_S, 0.0)
         return min(self._time + elapsed / self._scale, max(self._time, self._naps[0][0]))
 
+    def release(self) -> None:
+        """No other command is to come together with the last: the time held back for it has passed."""
+        self._stands_until = min(self._stands_until, time.monotonic())
+        self._plan_next()
+
     def _settle(self) -> None:
         """Count from now on."""
-        self._time, self._wall = self.now(), max(time.monotonic(), self._stands_until)
+        self._time, self._wall = self.now(), time.monotonic()
 
     def _wake_up(self) -> None:
         self._settle()
@@ -83,7 +89,7 @@ class Clock:
 
     def _fall_asleep(self) -> None:
         self._awake -= 1
-        self._wall = max(time.monotonic(), self._stands_until)
+        self._wall = time.monotonic()
         self._plan_next()
 
     def _plan_next(self) -> None:
@@ -92,8 +98,9 @@ class Clock:
             self._timer.cancel()
             self._timer = None
         if self._naps and not self._awake:
-            delay = (self._naps[0][0] - self.now()) * self._scale + max(self._wall - time.monotonic(), 0.0)
-            self._timer = asyncio.get_running_loop().call_later(max(delay, 0.0), self._wake_first)
+            due = max(self._wall + (self._naps[0][0] - self._time) * self._scale, self._stands_until)
+            delay = max(due - time.monotonic(), 0.0)
+            self._timer = asyncio.get_running_loop().call_later(delay, self._wake_first)
 
     def _wake_first(self) -> None:
         self._settle()  # at most to the time of this nap, while it is there
@@ -131,10 +138,10 @@ class Activity:
 
     def __init__(self, clock: Clock, together: bool = False) -> None:
         self._clock = clock
-        if together:
-            clock._stands_until = time.monotonic() + TOGETHER_S
         self._nap: asyncio.Future[None] | None = None
         clock._wake_up()
+        if together:
+            clock._stands_until = time.monotonic() + TOGETHER_S
 
     def __enter__(self) -> Activity:
         return self

@@ -34,6 +34,9 @@ RAMP_S = 0.1
 RETRIES = 3
 """Further tries of a move that ends beyond the retry deadband (RTRY) at the start."""
 
+SLOWEST = 1e-6
+"""Least velocity, of VMAX."""
+
 SWITCH_MARGIN = 0.01
 """A limit switch stands this share of the travel behind the soft limit that is configured."""
 
@@ -271,6 +274,8 @@ class Motor(PVGroup):
 
     def _set_out(self, target: float, velocity: float) -> None:
         """Begin a motion, or give the running one a new target; nothing is awaited after the guard's yes."""
+        if self._traveller is not None:
+            self._clock.release()
         here = self.dial
         self._target = target
         self._motion = Motion(
@@ -336,6 +341,7 @@ class Motor(PVGroup):
         """Stop where the motor stands; the setpoint becomes that position."""
         if self._motion is None:
             return
+        self._clock.release()
         here = self.dial
         self._set_out(here, self._motion.velocity)
         await self._publish_target(here)
@@ -423,8 +429,9 @@ class Motor(PVGroup):
         return self._field("SPMG").value  # Move has become Pause
 
     async def _on_velo(self, field: Any, velocity: float) -> float:
-        """Up to VMAX; what is not positive changes nothing."""
-        return min(velocity, self.axis.velocity) if velocity > 0 else field.value
+        """Up to VMAX and no slower than `SLOWEST`; what is not positive changes nothing."""
+        fastest = self.axis.velocity
+        return min(max(velocity, SLOWEST * fastest), fastest) if velocity > 0 else field.value
 
     _on_jvel = _on_velo
 

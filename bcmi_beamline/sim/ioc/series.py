@@ -81,6 +81,8 @@ class Series:
         self._settings = settings
         self._pixel_mask = pixel_mask
         self._file: h5py.File | None = None
+        self._data: h5py.Dataset | None = None
+        self._press: h5py.Dataset | None = None
         self._files = 0
         self.frames = 0
         """Frames on disk."""
@@ -111,44 +113,58 @@ class Series:
         return self.data_file(max(self._files, 1))
 
     # -- data -------------------------------------------------------------------------------------
-    def write(self, frame: np.ndarray) -> None:
-        """Append a frame; it is on disk and visible to readers when this returns.
+    def pack(self, frame: np.ndarray) -> bytes:
+        """Compress a frame for `append`, as the detector does while it still exposes the next."""
+        if self._press is None:
+            memory = h5py.File(f"{self._stem}_{id(self)}", "w", driver="core", backing_store=False)
+            self._press = self._dataset(memory, "frame", 1, frame.shape)
+        self._press[0] = frame.astype(self._press.dtype, copy=False)
+        self._press.flush()
+        return self._press.id.read_direct_chunk((0, 0, 0))[1]
+
+    def append(self, packed: bytes) -> None:
+        """Write a packed frame; it is on disk and visible to readers when this returns.
 
         Raises
         ------
         OSError
             When the disk does not take it.
         """
-        if self._file is None:
-            self._file = self._open_next(frame.shape)
-        data = self._file[DATASET]
-        assert isinstance(data, h5py.Dataset)
-        count = data.shape[0]
-        data.resize(count + 1, axis=0)
-        data[count] = frame.astype(data.dtype, copy=False)
-        data.flush()
+        if self._data is None:
+            self._data = self._open_next()
+        count = self._data.shape[0]
+        self._data.resize(count + 1, axis=0)
+        self._data.id.write_direct_chunk((count, 0, 0), packed)
+        self._data.flush()
         self.frames += 1
         if count + 1 == self._settings.images_per_file:
             self._close_file()
 
-    def _open_next(self, shape: tuple[int, ...]) -> h5py.File:
+    def write(self, frame: np.ndarray) -> None:
+        """Pack a frame and append it."""
+        self.append(self.pack(frame))
+
+    def _open_next(self) -> h5py.Dataset:
         path = self.data_file(self._files + 1)
-        file = h5py.File(path, "x", libver="latest")
+        self._file = file = h5py.File(path, "x", libver="latest")
         self._files += 1
         entry = file.create_group("entry")
         entry.attrs["NX_class"] = "NXentry"
         entry.create_group("data").attrs["NX_class"] = "NXdata"
-        data = file.create_dataset(
-            DATASET,
-            shape=(0, *shape),
+        data = self._dataset(file, DATASET, 0, self._pixel_mask.shape)
+        data.attrs["image_nr_low"] = self.frames + 1
+        file.swmr_mode = True
+        return data
+
+    def _dataset(self, file: h5py.File, name: str, frames: int, shape: tuple[int, ...]) -> h5py.Dataset:
+        return file.create_dataset(
+            name,
+            shape=(frames, *shape),
             maxshape=(None, *shape),
             chunks=(1, *shape),
             dtype=f"u{self._settings.bit_depth // 8}",
             **_filter(self._settings.compression),
         )
-        data.attrs["image_nr_low"] = self.frames + 1
-        file.swmr_mode = True
-        return file
 
     def _take_over(self) -> None:
         """Count what is there, copying a file that was not closed to one that was."""
@@ -163,13 +179,16 @@ class Series:
             self.frames += count
 
     def _close_file(self) -> None:
-        file, self._file = self._file, None
+        file, self._file, self._data = self._file, None, None
         if file is not None:
             file.close()
 
     def close(self) -> None:
         """Close what is open and let the master link what there is."""
         self._close_file()
+        if self._press is not None:
+            self._press.file.close()
+            self._press = None
         if self.frames < self._settings.frames:
             self._write_master(self._files)
 
