@@ -297,7 +297,9 @@ def _crystal_picture(path: Path) -> Any:
     def draw(result: Any) -> None:
         from bcmi_beamline.report.figures import object_figure
 
-        figure = object_figure({f"after {len(result.free_llk)} trial(s)": result})
+        frames = result.configuration.get("frames")
+        name = f"after {len(result.free_llk)} trial(s)" if frames is None else f"{frames} frames"
+        figure = object_figure({name: result})
         atomically(path, lambda beside: figure.savefig(beside, dpi=80, format="png"))
 
     return draw
@@ -388,6 +390,13 @@ def reconstruct(
         Path | None, typer.Option(help="Folder that keeps finished trials; the same command then resumes.")
     ] = None,
     live: Annotated[bool, typer.Option(help="After each trial, draw what there is into OUTPUT.png.")] = False,
+    follow: Annotated[
+        bool,
+        typer.Option(help="bcmi: take the frames of a run as they come, draw the crystal as it grows."),
+    ] = False,
+    preview: Annotated[
+        int, typer.Option(min=3, help="--follow: frames solved when the crystal is first drawn.")
+    ] = 33,
     support: Annotated[
         Path | None, typer.Option(help="bcdi: a result file whose support is taken as known.")
     ] = None,
@@ -407,6 +416,13 @@ def reconstruct(
         raise ValueError("bcmi needs --modulator FILE; bcmi calibrate makes one")
     if chosen is Method.bcmi and (support is not None or generations > 1 or coherence):
         raise ValueError("--support, --generations and --coherence belong to bcdi; leave them or --modulator")
+    if follow:
+        if chosen is not Method.bcmi or modulator is None:
+            raise ValueError("--follow is for bcmi: give --modulator FILE")
+        options = {"seed": seed, "preview": preview}
+        options |= {} if iterations is None else {"iterations": iterations}
+        _follow(source, output, modulator, directory, options)
+        return
     with _loaded(source, directory) as scan:
         if not isinstance(scan, RockingScan):
             raise ValueError(f"{source}: holds a ptychography scan; reconstruct needs a rocking scan")
@@ -430,6 +446,39 @@ def reconstruct(
             )
     data.write_reconstruction(output, result, crystal_frame(result))
     print(f"{output}: {result!r}")
+
+
+def _follow(source: str, output: Path, modulator: Path, directory: Path, options: dict[str, Any]) -> None:
+    """Reconstruct a run while it is taken; Ctrl-C leaves what was last drawn."""
+    from bcmi_beamline import data
+    from bcmi_beamline.reconstruction import modulation
+    from bcmi_beamline.reconstruction.crystal_frame import crystal_frame
+    from bcmi_beamline.scans import RockingScan
+
+    known, latest, draw = data.read_modulator(modulator), [], _crystal_picture(output.with_suffix(".png"))
+
+    def show(result: Any) -> None:
+        latest[:] = [result]
+        draw(result)
+
+    def rocking(scan: Any) -> RockingScan:
+        if not isinstance(scan, RockingScan):
+            raise ValueError(f"{source}: holds a ptychography scan; reconstruct needs a rocking scan")
+        return scan
+
+    try:
+        with contextlib.ExitStack() as opened:
+            if Path(source).suffix or Path(source).exists():
+                scans = iter([opened.enter_context(_loaded(source, directory))])
+            else:
+                scans = opened.enter_context(_arriving(source, directory))
+            progress = opened.enter_context(shown("Following the scan"))
+            arriving = map(rocking, scans)
+            modulation.follow(arriving, known, progress=progress, show=show, **options)
+    finally:
+        if latest:
+            data.write_reconstruction(output, latest[0], crystal_frame(latest[0]))
+            print(f"{output}: {latest[0]!r}")
 
 
 @app.command()

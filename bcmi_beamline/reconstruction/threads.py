@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
+from threading import local
 from typing import TypeVar
 
 from threadpoolctl import threadpool_limits
@@ -14,6 +15,9 @@ from bcmi_beamline.reconstruction.fourier import WORKERS
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+_here = local()
 
 
 @cache
@@ -28,9 +32,19 @@ def each(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
     loops), use one thread itself, and not call `each`.
     """
     items = list(items)
-    if WORKERS == 1 or len(items) == 1:
+    if WORKERS == 1 or len(items) == 1 or getattr(_here, "alone", False):
         return [work(item) for item in items]
     return list(_pool().map(work, items))
+
+
+@contextmanager
+def in_this_thread() -> Iterator[None]:
+    """Let `each` work in the calling thread, so that what others do with the processors does not wait."""
+    _here.alone = True
+    try:
+        yield
+    finally:
+        _here.alone = False
 
 
 @contextmanager

@@ -76,6 +76,8 @@ def prepare(
     support: np.ndarray | None = None,
     free_fraction: float = 0.05,
     seed: int = 0,
+    free: np.ndarray | None = None,
+    window: Window | None = None,
 ) -> Problem:
     """Check that scan and modulator belong together, and make everything the steps need.
 
@@ -89,6 +91,10 @@ def prepare(
         Part of the pixels kept free.
     seed : int
         For the search of a crystal whose beam was not calibrated.
+    free : ndarray, (J, Ny, Nx), bool, optional
+        The free pixels themselves, instead of `free_fraction`; masked ones do not count.
+    window : Window, optional
+        Where the exit wave may be, where that is known.
 
     Raises
     ------
@@ -102,7 +108,9 @@ def prepare(
     spread = [ANGLES_KEPT * geometry.wavelength * geometry.modulator_distance / (2 * p**2) for p in pixel]
     half = [int(np.abs(centres[:, i]).max() + spread[i] + LOOSE_SIZES[-1] / pixel[i]) + 2 for i in (0, 1)]
     field, trusted = place_modulator(modulator, scan, (2 * half[0], 2 * half[1]), pixel)
-    targets = make_targets(scan, free_pixels(scan.frames.shape, scan.mask, free_fraction))
+    if free is None:
+        free = free_pixels(scan.frames.shape, scan.mask, free_fraction)
+    targets = make_targets(scan, free)
     flux = np.ones(len(targets)) if scan.flux is None else scan.flux / scan.flux.mean()
 
     def operator_on(window: Window) -> FrameOperator:
@@ -122,7 +130,7 @@ def prepare(
 
     if support is not None:
         window = Window((support.shape[1], support.shape[2]))
-    else:
+    elif window is None:
         window = find_window(operator_on, targets, modulator, np.random.default_rng(seed))
     operator = operator_on(window)
     rocking = RockingOperator(geometry, scan.angles_deg, pixel, window)
@@ -248,27 +256,37 @@ def solve(
     report : callable, optional
         Given the fraction of the trial done and a line.
     """
-
-    def say(fraction: float, line: str) -> None:
-        if report is not None:
-            report(fraction, line)
-
-    def after(_: int, state: Solution) -> None:
-        done = len(state.error)
-        if method == "chain" and done <= 2 * iterations // 3:
-            state.support = problem.tightened(state.image, 0.2, state.support)
-            state.image = state.image * state.support
-        say(
-            0.5 + 0.5 * min(done / iterations, 1),
-            f"all frames, error {state.error[-1]:.4f}, free log-likelihood {state.free_llk[-1]:.3f}",
-        )
-
     if method == "paper":
+        after = _progress(problem, iterations, report, tighten=False)
         return iterate_slices(problem, random_crystal(problem, rng), iterations, after, drift == "free")
+    say = report or (lambda *_: None)
     frame = int(np.argmax(problem.counts) if modulator is None else np.argmin(np.abs(problem.rocking.kappa)))
     say(0.0, "central frame")
     central = central_wave(problem, frame, rng, modulator)
     waves, reached = chain(problem, central, frame, lambda done: say(0.1 + 0.2 * done, "frame by frame"))
+    return conclude(problem, waves, reached, iterations, drift, report)
+
+
+def conclude(
+    problem: Problem,
+    waves: np.ndarray,
+    reached: np.ndarray,
+    iterations: int,
+    drift: Drift = "free",
+    report: Progress | None = None,
+) -> Solution:
+    """From solved exit waves to the crystal: phases and drift, all frames together.
+
+    Parameters
+    ----------
+    problem : Problem
+    waves, reached
+        As `chain` returns them.
+    iterations, drift, report
+        As for `solve`.
+    """
+    say = report or (lambda *_: None)
+    after = _progress(problem, iterations, report, tighten=True)
     moving, sentinels = drift == "free", None
     peak = int(np.argmin(np.abs(problem.rocking.kappa)))
     if moving and problem.sentinels is not None and peak in reached:
@@ -286,6 +304,25 @@ def solve(
 
     solution = refine(problem, solution, iterations - settle, follow, SUBSETS)
     return refine(problem, solution, settle, after)
+
+
+def _progress(
+    problem: Problem, iterations: int, report: Progress | None, tighten: bool
+) -> Callable[[int, Solution], None]:
+    """What follows each pass over all frames: the support is drawn anew at first, and the pass is told."""
+
+    def after(_: int, state: Solution) -> None:
+        done = len(state.error)
+        if tighten and done <= 2 * iterations // 3:
+            state.support = problem.tightened(state.image, 0.2, state.support)
+            state.image = state.image * state.support
+        if report is not None:
+            report(
+                0.5 + 0.5 * min(done / iterations, 1),
+                f"all frames, error {state.error[-1]:.4f}, free log-likelihood {state.free_llk[-1]:.3f}",
+            )
+
+    return after
 
 
 @dataclass

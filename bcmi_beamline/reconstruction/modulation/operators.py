@@ -14,6 +14,7 @@ frame costs one FFT forward and one back. A short stencil then integrates the in
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import numba
@@ -217,6 +218,23 @@ class FrameOperator:
             largest = (reach[axis] + window.shape[axis]) // 2 + 2 + int(np.abs(middle).max())
             largest += self._rows.step * TAPS if axis == 0 else 0
             self._kernels.append(FresnelKernel(pixel[axis], wavelength, distance, largest))
+
+    def for_frames(self, walk: np.ndarray) -> FrameOperator:
+        """The same optics for other frames, whose light walks by `walk` (J, 2) pixels (rows, columns).
+
+        Raises
+        ------
+        ValueError
+            Where they leave the part of the modulator that is kept.
+        """
+        other = copy(self)
+        other._walk = np.asarray(walk, int)
+        other.centres = other._walk + self.window.centre
+        other._first = other.centres - np.array(self.reach) // 2
+        ends = other._first - self._origin
+        if (ends < 0).any() or (ends + self.reach > self.modulator.shape).any():
+            raise ValueError("frames beyond the angles that were prepared for")
+        return other
 
     def _fast_phase(self, rows: np.ndarray) -> np.ndarray:
         """``exp(i pi y^2 / lambda d)``, y from the middle of the window: what `SlowRows` wants taken off."""
