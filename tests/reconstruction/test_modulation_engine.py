@@ -241,6 +241,13 @@ def test_a_crystal_that_slips_is_followed_from_the_frames_alone():
     assert followed.free_llk[0, -1] < held.free_llk[0, -1]
     assert spread(followed.drift - drift) < 0.4 * spread(drift)
 
+    after = np.array([0, 30, 42, 60, 80])  # the crystal is seen at its peak again, right before the slip too
+    peaks = simulate(geometry, np.zeros(5), photons=5 * light.max(), drift=drift[after], seed=2)
+    seen = replace(drifting, sentinels=peaks.frames, sentinel_after=after)
+    told = modulation.reconstruct(seen, make_modulator(geometry), iterations=12)
+    assert correlate(told, place) > 0.99
+    assert spread(told.drift - drift) < 0.15 * spread(drift)
+
 
 def test_frames_that_leave_the_calibrated_map_do_not_spoil_the_rest(scan):
     modulator = make_modulator(scan.geometry)
