@@ -55,11 +55,11 @@ class Recipe:
         window, which widens until the second half of the generations sees all of it; 0 for no such Gaussian.
     """
 
-    schedule: tuple[tuple[str, float], ...] = (("raar", 0.5), ("hio", 0.3), ("er", 0.1), ("ml", 0.1))
+    schedule: tuple[tuple[str, float], ...] = (("hio", 0.8), ("er", 0.1), ("ml", 0.1))
     beta: float = 0.9
     support_period: int = 20
-    smoothing: tuple[float, float] = (2.0, 1.0)
-    threshold: tuple[float, float] = (0.2, 0.35)
+    smoothing: tuple[float, float] = (2.0, 0.6)
+    threshold: tuple[float, float] = (0.25, 0.4)
     start_threshold: float = 0.1
     detwin: bool = False
     pixels: bool | None = None
