@@ -315,7 +315,14 @@ def calibrate(
     iterations: Annotated[int, typer.Option(min=1, help="Passes over all frames, at most.")] = 60,
     patience: Annotated[
         int, typer.Option(min=0, help="Stop when the free error is flat over so many passes; 0: never.")
-    ] = 4,
+    ] = 2,
+    from_crystal: Annotated[
+        bool,
+        typer.Option(
+            "--from-crystal/--free-probe",
+            help="Keep the beam to waves that left a small crystal at the distance d1.",
+        ),
+    ] = True,
     variations: Annotated[
         int, typer.Option(min=0, max=4, help="Ways in which the probe may change during the scan.")
     ] = 0,
@@ -352,6 +359,7 @@ def calibrate(
             iterations=iterations,
             patience=patience,
             modes=modes,
+            from_crystal=from_crystal,
             variations=variations,
             background=background,
             refine_positions=refine_positions,

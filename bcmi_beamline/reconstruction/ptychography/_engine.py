@@ -368,7 +368,8 @@ class Engine:
             for batch in self._batches(index):
                 self._gradient(batch, locate=False, poisson=False)
             light = self._sums.power + 1e-3 * float(self._sums.power.max())
-            probe = self._parts[0] + self.device.ifft2(self._sums.probe[0]) / light
+            change = self.device.ifft2(self._sums.probe[0]) / light
+            probe = self._parts[0] + (change if self._source is None else self._source.project(change))
         return self.device.get(probe) * self.detector.tilt().conj()
 
     @contextmanager

@@ -78,6 +78,17 @@ def affine_numbers(offsets: np.ndarray, start: np.ndarray) -> tuple[float, float
     return float(np.abs(ratio)), float(np.angle(ratio))
 
 
+def scale_error(positions: np.ndarray, read: np.ndarray) -> float:
+    """How well encoders that err by what was found for single frames know the scale of all positions (J, 2).
+
+    In a diverging beam d1 errs by the same share. What is slow in time is drift and no error of theirs.
+    """
+    time = np.polynomial.legendre.legvander(np.linspace(-1, 1, len(read)), DEGREE)
+    moved = positions - read
+    single = moved - time @ np.linalg.lstsq(time, moved, rcond=None)[0]
+    return float(np.sqrt((single**2).mean() / ((read - read.mean(axis=0)) ** 2).sum()))
+
+
 def turned(points: np.ndarray, ratio: complex) -> np.ndarray:
     """Points (J, 2) turned about their mean by the angle of `ratio`, from the first axis to the second."""
     middle = points.mean(axis=0)
