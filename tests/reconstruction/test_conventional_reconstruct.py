@@ -187,6 +187,16 @@ def test_progress_and_seed():
     assert "free LLK" in told[-1][1]
 
 
+def test_half_a_support_is_whole_again_at_the_end():
+    truth = crystal(Geometry(pixel_size=PIXEL))
+    recipe = Recipe(SCHEDULE, detwin=True)
+    for iterations in (16, 40):
+        result = reconstruct(
+            rock(truth, angles()), trials=1, iterations=iterations, recipe=recipe, support=truth
+        )
+        assert result.support.sum() == pytest.approx(truth.support.sum(), rel=0.05)
+
+
 # -- guided search ---------------------------------------------------------------------------------------
 def test_guided_search_by_generations_is_kept_shown_and_resumed(tmp_path):
     truth = crystal(Geometry(pixel_size=PIXEL))

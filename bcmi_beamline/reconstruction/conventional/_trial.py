@@ -14,6 +14,8 @@ from bcmi_beamline.reconstruction.conventional._support import half_of, shrink_w
 from bcmi_beamline.reconstruction.trials import fingerprint
 
 Criterion = Literal["free_llk", "error", "sharpness"]
+DETWIN = 10
+"""Iterations with half of the support."""
 COHERENCE_FROM, COHERENCE_STEPS = 0.3, 20
 """The kernel of partial coherence is fitted from this share of the iterations on, so many steps a time."""
 
@@ -129,7 +131,15 @@ class Job:
     def settings(self) -> dict[str, Any]:
         """Every option, and a hash of the data as they are used."""
         data = fingerprint(self.packed, self.start, *(p.rho for p in self.parents or ()))
-        return {"data": data, "iterations": self.iterations, "seed": self.seed, **asdict(self.recipe)}
+        return {
+            "data": data,
+            "iterations": self.iterations,
+            "seed": self.seed,
+            "known": self.known,
+            "pixels_allowed_for": self.pixels,
+            "generation": self.generation,
+            **asdict(self.recipe),
+        }
 
     def __call__(self, number: int, report: Callable[[float, str], None]) -> Trial:
         """Perform trial `number` from ``default_rng([seed, number])``."""
@@ -157,20 +167,20 @@ class Job:
         )
         threshold = rng.uniform(*recipe.threshold)
         moving = sum(step != steps[-1] for step in steps)  # the support stays as it is during the polish
-        detwin_at = int(0.4 * moving) if recipe.detwin and self.parents is None and moving > 10 else -1
-        whole = engine.support
+        halved, whole = range(0), engine.support
+        if recipe.detwin and self.parents is None and moving > 2 * DETWIN:
+            halved = range(int(0.4 * moving), int(0.4 * moving) + DETWIN)
         free_llk, error = np.empty(len(steps)), np.empty(len(steps))
         try:
             for i, algorithm in enumerate(steps):
-                if i == detwin_at:
+                if halved and i == halved.start:
                     whole = engine.support
                     engine.support = half_of(whole, int(rng.integers(3)))
-                elif detwin_at >= 0 and i == detwin_at + 10:
+                elif halved and i == halved.stop:
                     engine.support = whole
                 engine.step(algorithm, recipe.beta)
                 free_llk[i], error[i] = engine.free_llk, engine.error
-                halved = detwin_at >= 0 and detwin_at <= i < detwin_at + 10
-                if (i + 1) % recipe.support_period == 0 and not halved:
+                if (i + 1) % recipe.support_period == 0 and i not in halved:
                     if i < moving and not self.known:
                         sigma = self._sigma(i / max(1, 0.8 * moving))
                         engine.support = shrink_wrap(engine.look, engine.support, sigma, threshold)
