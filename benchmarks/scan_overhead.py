@@ -4,8 +4,12 @@
 
 It opens the simulated beamline, takes a rocking scan (0.1 s exposures) and a spiral (5 ms), and times
 each message of the RunEngine. Events are a point apart; what is beyond the exposure is overhead. Motion is
-included. Wall-clock figures: say how busy the machine was; processor time per point, of this process and the
-simulated beamline's, is the bound that a quiet machine comes near to.
+included. Wall-clock figures: say how busy the machine was. Where others compute as well,
+
+    chrt --rr 1 python benchmarks/scan_overhead.py
+
+goes before them (all its processes do) and comes near to a machine of its own. Of a slow machine the bare FFT
+of a frame's grid tells, taken before and after.
 """
 
 from __future__ import annotations
@@ -19,8 +23,12 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
+from scipy import fft
 
 from bcmi_beamline.session import open_session
+
+GRID = 768
+"""Samples along an edge of the frames of the preset `small`."""
 
 
 class Stopwatch:
@@ -41,6 +49,16 @@ class Stopwatch:
     def document(self, name, doc) -> None:
         if name == "event" and "eiger_total" in doc["data"]:
             self.points.append(time.perf_counter())
+
+
+def bare_fft_ms(repeats: int = 30) -> float:
+    """Median wall-clock time of the transform that every frame needs."""
+    grid, took = np.ones((GRID, GRID), np.complex64), []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        fft.fft2(grid, workers=1)
+        took.append(time.perf_counter() - began)
+    return round(1e3 * float(np.median(took)), 2)
 
 
 def cpu_of(pid: int) -> float:
@@ -90,7 +108,7 @@ def main() -> None:
     parser.add_argument("--preset", default="small")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    found = {"load_before": os.getloadavg()[0], "processors": os.cpu_count()}
+    found = {"load_before": os.getloadavg()[0], "processors": os.cpu_count(), "fft_ms_before": bare_fft_ms()}
     with (
         tempfile.TemporaryDirectory() as folder,
         open_session(directory=folder, simulate=options.preset, time_scale=1.0) as session,
@@ -104,7 +122,7 @@ def main() -> None:
         spiral = calibrate_modulator(devices, (3.0, 3.0), 0.2, exposure_s=0.005, window=window)
         found["spiral"] = measure(session, spiral, 0.005)
         session.flush()
-    found["load_after"] = os.getloadavg()[0]
+    found |= {"load_after": os.getloadavg()[0], "fft_ms_after": bare_fft_ms()}
     if options.json:
         print(json.dumps(found, indent=1))
         return
