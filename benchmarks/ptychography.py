@@ -1,6 +1,6 @@
 """Seconds per pass of ptychography: this package, the transforms alone, and whichever peers are installed.
 
-    python benchmarks/ptychography.py [--frames 200] [--size 256] [--passes 5] [--threads 2]
+    python benchmarks/ptychography.py [--frames 200] [--size 256] [--passes 5] [--threads 2] [--only ...]
 
 All work on the same frames in one run, in turns, and the fastest of the passes counts, in wall-clock
 and in processor seconds (on a busy machine only the latter mean anything); peers that are not
@@ -166,12 +166,15 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     for name, default in (("frames", 200), ("size", 256), ("passes", 5), ("threads", 2)):
         arguments.add_argument(f"--{name}", type=int, default=default)
+    arguments.add_argument("--only", nargs="+", help="of floor, ours_epie, ours_engine, cdtools, ptylab, ptychi")
     asked = arguments.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(asked.threads)
     warnings.simplefilter("ignore")
     made = scene(asked.frames, asked.size)
     print(f"{asked.frames} frames of {asked.size} x {asked.size}, {asked.threads} threads")
     for make in (floor, ours_epie, ours_engine, cdtools, ptylab, ptychi):
+        if asked.only and make.__name__ not in asked.only:
+            continue
         try:
             wall, used = timed(make(*made), asked.passes)
         except ImportError as error:

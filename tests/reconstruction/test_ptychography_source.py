@@ -9,7 +9,7 @@ from scipy import ndimage
 from bcmi_beamline.reconstruction.propagation import propagate
 from bcmi_beamline.reconstruction.ptychography._devices import make_device
 from bcmi_beamline.reconstruction.ptychography._engine import Engine
-from bcmi_beamline.reconstruction.ptychography._positions import carried_on
+from bcmi_beamline.reconstruction.ptychography._positions import affine_numbers, carried_on, scale_error
 from bcmi_beamline.reconstruction.ptychography._source import Source
 
 N, PIXEL, WAVELENGTH, D1 = 128, (38e-9, 38e-9), 0.13776e-9, 1.35e-3
@@ -111,3 +111,15 @@ def test_a_drift_that_turns_round_is_not_carried_past_home():
         moved, velocity = carried_on(-1.5 * offsets, velocity)
         offsets = offsets + moved
     assert np.abs(offsets).max() < 0.01 * 5e-9
+
+
+def test_the_scale_is_known_as_well_as_encoders_that_err_know_it():
+    rng = np.random.default_rng(0)
+    place = rng.uniform(-3e-6, 3e-6, (150, 2))
+    drift = np.outer(np.linspace(0, 1, 150), [300e-9, -200e-9])
+    scales, told = [], []
+    for _ in range(300):
+        read = place + rng.normal(0, 20e-9, place.shape)
+        scales.append(affine_numbers(place, read)[0])
+        told.append(scale_error(place + drift, read))
+    assert np.mean(told) == pytest.approx(np.std(scales), rel=0.15)
