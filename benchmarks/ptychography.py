@@ -166,7 +166,9 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     for name, default in (("frames", 200), ("size", 256), ("passes", 5), ("threads", 2)):
         arguments.add_argument(f"--{name}", type=int, default=default)
-    arguments.add_argument("--only", nargs="+", help="of floor, ours_epie, ours_engine, cdtools, ptylab, ptychi")
+    arguments.add_argument(
+        "--only", nargs="+", help="of floor, ours_epie, ours_engine, cdtools, ptylab, ptychi"
+    )
     asked = arguments.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(asked.threads)
     warnings.simplefilter("ignore")
