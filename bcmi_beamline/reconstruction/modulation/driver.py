@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -21,7 +21,7 @@ from bcmi_beamline.reconstruction.modulation.operators import (
     Window,
     place_modulator,
 )
-from bcmi_beamline.reconstruction.modulation.refine import Problem, Solution, refine
+from bcmi_beamline.reconstruction.modulation.refine import Problem, Solution, copy_of, refine
 from bcmi_beamline.reconstruction.modulation.slices import (
     frame_counts,
     make_targets,
@@ -61,6 +61,10 @@ SETTLE = 2
 
 LOOK = 2
 """Passes between two looks at the drift."""
+
+BRIGHTNESS_GAIN = 0.01
+"""Part by which a fit of each frame's brightness must lower the misfit of the free pixels, which no step has
+seen."""
 
 REJECT = 0.1
 """A trial whose free log-likelihood lies by this part above the best one's is another solution: a bad one."""
@@ -303,16 +307,27 @@ def conclude(
             look(state)
 
     solution = refine(problem, solution, iterations - settle, follow, SUBSETS)
-    return refine(problem, solution, settle, after)
+    held = refine(problem, copy_of(solution), settle, after)
+    if settle < SETTLE or not problem.free_count:
+        return joined(solution, held)
+    freed = refine(problem, copy_of(solution), settle, fit_brightness=True)
+    return joined(solution, freed if freed.score < (1 - BRIGHTNESS_GAIN) * held.score else held)
+
+
+def joined(before: Solution, after: Solution) -> Solution:
+    """`after` with the whole history."""
+    return replace(after, error=before.error + after.error, free_llk=before.free_llk + after.free_llk)
 
 
 def _progress(
     problem: Problem, iterations: int, report: Progress | None, tighten: bool
 ) -> Callable[[int, Solution], None]:
     """What follows each pass over all frames: the support is drawn anew at first, and the pass is told."""
+    done = 0
 
     def after(_: int, state: Solution) -> None:
-        done = len(state.error)
+        nonlocal done
+        done += 1
         if tighten and done <= 2 * iterations // 3:
             state.support = problem.tightened(state.image, 0.2, state.support)
             state.image = state.image * state.support

@@ -23,6 +23,10 @@ Update = Callable[
 ]
 
 
+LARGEST_CHANGE = 0.05
+"""Of the brightness of a frame in one step."""
+
+
 @dataclass
 class Problem:
     """A rocking curve made ready: operators, packed counts and where the crystal can be.
@@ -89,6 +93,12 @@ class Problem:
         part._trust(weight)
         return part
 
+    def in_light(self, amplitude: np.ndarray) -> Problem:
+        """The same problem with other amplitudes (J,) of the incident light."""
+        other = copy(self)
+        other.amplitude = amplitude
+        return other
+
     def tightened(self, image: np.ndarray, threshold: float, support: np.ndarray) -> np.ndarray:
         """Shrink-wrap of `image` within the region; `support` as it is where the support is known."""
         return shrink_wrap(image, self.region, threshold) if self.tighten else support
@@ -133,11 +143,16 @@ class Problem:
 
 @dataclass
 class Solution:
-    """Where a trial stands: crystal, support, drift (J, 2) in m, its history."""
+    """Where a trial stands: crystal, support, drift (J, 2) in m, its history.
+
+    `brightness` (J,) says by how much the light of each frame differs from what the monitor told, as a factor
+    of its amplitude, where that was fitted.
+    """
 
     image: np.ndarray
     support: np.ndarray
     shifts: np.ndarray | None = None
+    brightness: np.ndarray | None = None
     error: list[float] = field(default_factory=list)
     free_llk: list[float] = field(default_factory=list)
 
@@ -153,8 +168,8 @@ class Solution:
 
 
 def copy_of(solution: Solution) -> Solution:
-    """Image, support and drift of a solution, with a new history."""
-    return Solution(solution.image, solution.support, solution.shifts)
+    """Image, support, drift and brightness of a solution, with a new history."""
+    return Solution(solution.image, solution.support, solution.shifts, solution.brightness)
 
 
 def refine(
@@ -163,6 +178,7 @@ def refine(
     iterations: int,
     after: Callable[[int, Solution], None] | None = None,
     subsets: int = 1,
+    fit_brightness: bool = False,
 ) -> Solution:
     """Nesterov-accelerated descent of the crystal within its support, restarted when the misfit rises.
 
@@ -181,7 +197,12 @@ def refine(
     subsets : int
         Steps per pass, each on every `subsets`-th frame: faster as long as the crystal fills less than one
         part in `subsets` of the field along zeta, since it is then sampled well enough by these alone.
+    fit_brightness : bool
+        Also fit how much light each frame had, by Newton steps from the same derivatives.
     """
+    told = problem.amplitude
+    if solution.brightness is not None:
+        problem = problem.in_light(told * solution.brightness)
     ahead, age = solution.image, 0
     parts = [problem.frames[n::subsets] for n in range(subsets)]
     for iteration in range(iterations):
@@ -194,6 +215,9 @@ def refine(
             age += 1
             ahead = following + np.float32((age - 1) / (age + 2)) * (following - solution.image)
             solution.image = following
+            if fit_brightness:
+                problem = problem.in_light(brightened(problem, waves, directions, frames))
+                solution.brightness = problem.amplitude / told
         solution.record(problem, misfit, free)
         if len(solution.error) > 1 and solution.error[-1] > solution.error[-2]:
             ahead, age = solution.image, 0
@@ -201,6 +225,24 @@ def refine(
             after(iteration, solution)
             ahead = ahead * solution.support
     return solution
+
+
+def brightened(problem: Problem, waves: np.ndarray, directions: np.ndarray, frames: np.ndarray) -> np.ndarray:
+    """Amplitudes (J,) of the light that fit the counts of `frames` better; their mean over the light is kept.
+
+    What changes from frame to frame is found; what changes slowly is a blur of the crystal along zeta and is
+    not told from it.
+
+    The misfit changes by ``-2 Re <P, d> da`` when a wave P with descent direction d grows by the factor
+    ``1 + da``, and curves by ``2 sum I^2 / (I + 3/8)``, which is less than twice the counts.
+    """
+    asked = np.einsum("jyx,jyx->j", waves[frames].conj(), directions[frames]).real
+    change = asked / float(problem.operator.step) / np.maximum(problem.counts[frames], 1.0)
+    change = np.clip(change, -LARGEST_CHANGE, LARGEST_CHANGE)
+    change -= np.average(change, weights=problem.counts[frames] + 1e-30)
+    amplitude = problem.amplitude.copy()
+    amplitude[frames] *= (1 + change).astype(np.float32)
+    return amplitude
 
 
 def gradients(waves: np.ndarray) -> np.ndarray:
