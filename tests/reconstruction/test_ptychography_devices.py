@@ -14,7 +14,7 @@ def _engine(name: str, finer: int = 1) -> Engine:
     rng = np.random.default_rng(2)
     n, frames = 24, 12
     y, x = np.mgrid[: n * finer, : n * finer] - n * finer // 2
-    probe = 30 * np.exp(-(x**2 + y**2) / 30 + 0.1j * x)[None] * np.array([1, 0.3j])[:, None, None]
+    probe = 30 * np.exp(-(x**2 + y**2) / 8 + 0.1j * x)[None] * np.array([1, 0.3j])[:, None, None]
     image = np.exp(0.3j * rng.standard_normal((60, 62)))
     states = (rng.random((2, n, n)) < 0.1).astype(np.uint8) * rng.integers(1, 3, (2, n, n), np.uint8)
     counts = rng.poisson(4, (frames, n, n)).astype(np.uint16)
@@ -28,6 +28,7 @@ def _engine(name: str, finer: int = 1) -> Engine:
 
 
 def _passes(engine: Engine) -> tuple:
+    engine.come_from((60e-9, 60e-9), 0.138e-9, 10e-6)
     scores = [engine.sweep(momentum=0.5, locate=True)]
     engine.move(lambda offsets: offsets)
     engine.vary()

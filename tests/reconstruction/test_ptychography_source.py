@@ -85,6 +85,15 @@ def test_a_beam_that_is_not_small_there_is_left_free(wide):
     assert (outside[far].sum() > 0.01 * outside.sum()) == wide
 
 
+@pytest.mark.parametrize("wave", [np.ones((N, N)), np.zeros((N, N)), np.random.default_rng(0).random((N, N))])
+def test_a_wave_that_shows_no_crystal_shrinks_nothing(wave):
+    region, everything = source(), source()
+    waves = propagate(wave, PIXEL, WAVELENGTH, D1)
+    region.shrink(waves[None])
+    dirty = noisy(beam(), 1.0)
+    np.testing.assert_array_equal(region.project(dirty), everything.project(dirty))
+
+
 def test_a_drift_that_creeps_is_carried_on():
     """A hundredth of the way a pass, and noise: forty passes go a third of the way, with momentum all."""
     rng = np.random.default_rng(0)

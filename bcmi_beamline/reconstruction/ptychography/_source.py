@@ -78,6 +78,8 @@ class Source:
         widths = [SMOOTH / size for size in self._pixel]
         power = ndimage.gaussian_filter((np.abs(left) ** 2).sum(axis=0), widths)
         floor = max(EDGE**2 * power.max(), NOISE * np.median(power))
+        if not power.max() > floor:
+            return  # it fills the plane: no crystal to be seen
         bright = np.asarray(ndimage.binary_fill_holes(power > floor))
         away = np.asarray(ndimage.distance_transform_edt(~bright, sampling=self._pixel))
         mask = away <= max(ROOM, *self._pixel)
