@@ -3,6 +3,7 @@
     python benchmarks/bcmi.py paper-hs --crystals 11 22 --seeds 10
     python benchmarks/bcmi.py paper-hs --crystals 11 22 --drift 4 --jump 30 --sentinels 20
     python benchmarks/bcmi.py paper-ls --modulator modulator.cxi --seeds 100
+    python benchmarks/bcmi.py paper-ls --stages
 
 Without `--modulator` the map and its distance are the true ones. Prints one JSON object per trial; each trial
 starts from noise of its own. Times are those of a trial; making ready (once per crystal) is told apart.
@@ -13,14 +14,18 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from bcmi_beamline.config import Preset, load_beamline, load_preset
 from bcmi_beamline.data import read_modulator
+from bcmi_beamline.reconstruction.fourier import fft2, ifft2
 from bcmi_beamline.reconstruction.metrics import compare
 from bcmi_beamline.reconstruction.modulation import driver
+from bcmi_beamline.reconstruction.modulation.refine import Problem
+from bcmi_beamline.reconstruction.threads import each, one_thread_per_product
 from bcmi_beamline.scans import Modulator, Reconstruction, RockingScan
 from bcmi_beamline.sim import Twin, simulate_rocking
 from bcmi_beamline.sim.simulate import OVERHEAD_S
@@ -100,6 +105,42 @@ def rms_nm(shifts: np.ndarray, light: np.ndarray) -> float:
     return round(1e9 * float(np.sqrt(np.average(np.square(beside).sum(axis=1), weights=light))), 2)
 
 
+class Stages:
+    """Elapsed and processor time of each stage of a trial, as its report names them."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, list[float]] = {}
+        self._stage, self._since = "", (0.0, 0.0)
+
+    def __call__(self, _: float, line: str) -> None:
+        now = time.perf_counter(), time.process_time()
+        if self._stage:
+            spent = self.seconds.setdefault(self._stage, [0.0, 0.0])
+            for i in (0, 1):
+                spent[i] = round(spent[i] + now[i] - self._since[i], 2)
+        self._stage, self._since = line.partition(",")[0], now
+
+
+def pass_over_floor(problem: Problem, rounds: int = 5) -> tuple[float, float]:
+    """Processor seconds of a forward and adjoint pass over all frames, and of its transforms; the best."""
+    waves = problem.waves(problem.region.astype(np.complex64))
+
+    def transforms(j: int) -> None:
+        a = np.zeros(problem.operator.detector_shape, np.complex64)
+        ifft2(fft2(a, overwrite=True, workers=1), overwrite=True, workers=1)
+
+    def timed(work: Callable[[], object]) -> float:
+        start = time.process_time()
+        work()
+        return time.process_time() - start
+
+    with one_thread_per_product():
+        problem.descent(waves, None)
+        whole = min(timed(lambda: problem.descent(waves, None)) for _ in range(rounds))
+        floor = min(timed(lambda: each(transforms, problem.frames)) for _ in range(rounds))
+    return whole, floor
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -112,6 +153,7 @@ def main() -> None:
     parser.add_argument("--jump", type=float, default=0.0, help="nm, once")
     parser.add_argument("--sentinels", type=int, default=0, help="a frame at the peak after every so many")
     parser.add_argument("--hold", action="store_true", help="take the crystal to stand still")
+    parser.add_argument("--stages", action="store_true", help="time of each stage, and of a pass")
     arguments = parser.parse_args()
     drift = "none" if arguments.hold else "free"
     for crystal in arguments.crystals:
@@ -124,9 +166,9 @@ def main() -> None:
         problem = driver.prepare(scan, modulator)
         ready = round(time.perf_counter() - start, 1)
         for seed in range(arguments.seeds):
-            trial = driver.Trial(problem, 10, seed, None, drift, "chain")
+            trial, stages = driver.Trial(problem, 10, seed, None, drift, "chain"), Stages()
             wall, cpu = time.perf_counter(), time.process_time()
-            solution = trial(0, lambda *_: None)
+            solution = trial(0, stages)
             wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
             settings = {"modulator_distance": modulator.sample_distance}
             result = driver.make_result(scan, problem, [solution], settings)
@@ -137,6 +179,11 @@ def main() -> None:
             row |= {"wall_s": round(wall, 1), "cpu_s": round(cpu, 1), "drifted_nm": rms_nm(stood, light)}
             if result.drift is not None:
                 row["drift_error_nm"] = rms_nm(result.drift - stood, light)
+            if arguments.stages:
+                stages(1.0, "")
+                row["stages_wall_cpu_s"] = stages.seconds
+                whole, floor = pass_over_floor(problem)
+                row |= {"pass_cpu_s": round(whole, 2), "pass_over_transforms": round(whole / floor, 2)}
             print(json.dumps(row), flush=True)
 
 
