@@ -71,7 +71,7 @@ class Follower:
     ----------
     modulator : Modulator
     seed : int
-        Of the first frame's start, where no beam was calibrated, and of the free pixels.
+        Of the first frame's start and of the free pixels.
     free_fraction : float
     """
 
@@ -121,9 +121,9 @@ class Follower:
         if len(counts) < 2 or not (passed or ended):
             return False
         problem = self._prepared(scan, None)
-        probe = self.modulator if self.modulator.probe.any() else None
-        self.begun = brightest if probe is None else int(np.argmin(np.abs(scan.angles_deg)))
-        wave = central_wave(problem, self.begun, np.random.default_rng((self._seed, 0)), probe)
+        self.begun = brightest
+        # from noise: a crystal that has moved since the calibration is not found from the calibrated beam
+        wave = central_wave(problem, self.begun, np.random.default_rng((self._seed, 0)))
         self._frames = _Frames(problem.operator, problem.rocking, self._targets, problem.thickness)
         self._waves = np.zeros((len(counts), *wave.shape), np.complex64)
         self._waves[self.begun] = wave
@@ -245,7 +245,7 @@ def follow(
     scans : iterable of RockingScan
         The same scan again and again, each time with all the frames there are by then.
     modulator : Modulator
-        Its calibrated beam is the start where it has one.
+        Its calibrated beam, where it has one, tells the window of the crystal; the start is noise.
     iterations : int
         Passes over all frames in the end.
     seed, drift, free_fraction
