@@ -357,7 +357,7 @@ def test_a_slow_phase_that_a_support_does_not_see_is_found_by_the_crystals_evenn
 
     assert likeness(np.zeros(len(x))) < 0.85
     with one_thread_per_product():
-        found = focus(Unevenness(spoiled, matrix, region), rocking.kappa)
+        found = focus(Unevenness(spoiled, matrix, region, rocking.tilt(slice(None))), rocking.kappa)
     assert max(likeness(p) for p in found) > 0.97
 
 

@@ -83,14 +83,13 @@ def shift_equations(
     place = shift * problem.metres_per_pixel
     psi = operator.forward(wave, frame, place)
     counts = operator.intensity(psi)
-    derivatives = []
-    for slope in gradients(wave[None] / tilt)[:, 0]:
+    by_column, by_row = np.empty_like(counts), np.empty_like(counts)
+    for out, slope in zip((by_column, by_row), gradients(wave[None] / tilt)[:, 0], strict=True):
         change = operator.forward(-slope * tilt[0], frame, place)
-        derivatives.append(np.empty_like(counts))
-        overlap = psi.real * change.real + psi.imag * change.imag
-        integrate_pixels(overlap, operator.neighbour, derivatives[-1])
+        overlap = np.real(psi) * np.real(change) + np.imag(psi) * np.imag(change)
+        integrate_pixels(overlap, operator.neighbour, out)
     sums = np.zeros((3, 4))
-    _normal_equations(target, counts, *derivatives, sums)
+    _normal_equations(target, counts, by_column, by_row, sums)
     sums[[1, 2, 2], [0, 0, 1]] = sums[[0, 0, 1], [1, 2, 2]]
     beside = sums[:2, 2:3] / max(sums[2, 2], 1e-30)
     reduced = sums[:2] - beside * sums[2]

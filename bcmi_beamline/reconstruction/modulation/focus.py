@@ -47,19 +47,17 @@ class Unevenness:
         Their rows of `RockingOperator.matrix`.
     region : ndarray, (n_zeta, ny, nx), bool
         What lies outside does not count.
-    tilt : ndarray, (m, ny, nx), complex64, optional
-        From `RockingOperator.tilt`: needed where the waves are moved.
+    tilt : ndarray, (m, ny, nx), complex64
+        From `RockingOperator.tilt`.
     """
 
-    def __init__(
-        self, waves: np.ndarray, matrix: np.ndarray, region: np.ndarray, tilt: np.ndarray | None = None
-    ):
+    def __init__(self, waves: np.ndarray, matrix: np.ndarray, region: np.ndarray, tilt: np.ndarray):
         self._waves = (waves / np.linalg.norm(waves)).astype(np.complex64)
         self._matrix = matrix
         self._back = np.ascontiguousarray(matrix.conj().T)
         self._region = region.reshape(len(region), -1)
         self._tilt = tilt
-        self._spectra = None if tilt is None else fft2(self._waves / tilt)
+        self._spectra = fft2(self._waves / tilt)
         self._f = [2 * np.pi * np.fft.fftfreq(n) for n in waves.shape[1:]]
 
     def __call__(self, phases: np.ndarray) -> tuple[float, np.ndarray]:
@@ -86,7 +84,7 @@ class Unevenness:
     def _level(self, waves: np.ndarray) -> tuple[float, np.ndarray]:
         """Value, and its slope with respect to the waves."""
         image = (self._back @ waves.reshape(len(waves), -1)) * self._region
-        square = image.real**2 + image.imag**2
+        square = np.real(image) ** 2 + np.imag(image) ** 2
         modulus = np.sqrt(square)
         s2 = float(square.sum(dtype=float))
         s3 = float((square * modulus).sum(dtype=float))
