@@ -166,7 +166,7 @@ def main() -> None:
         problem = driver.prepare(scan, modulator)
         ready = round(time.perf_counter() - start, 1)
         for seed in range(arguments.seeds):
-            trial, stages = driver.Trial(problem, 10, seed, None, drift, "chain"), Stages()
+            trial, stages = driver.Trial(problem, 10, seed, "random", drift, "chain"), Stages()
             wall, cpu = time.perf_counter(), time.process_time()
             solution = trial(0, stages)
             wall, cpu = time.perf_counter() - wall, time.process_time() - cpu

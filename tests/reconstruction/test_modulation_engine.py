@@ -309,7 +309,7 @@ def test_frames_that_had_more_light_than_the_monitor_says_are_told(scan):
     modulator = make_modulator(scan.geometry, with_probe=True)
     with one_thread_per_product():
         problem = prepare(dimmed, modulator)
-        trial = solve(problem, 10, np.random.default_rng(0), modulator, "none")
+        trial = solve(problem, 10, np.random.default_rng(0), "probe", "none")
         free = refine(problem, copy_of(trial), 12, fit_brightness=True)
         held = refine(problem, copy_of(replace(trial, brightness=None)), 12)
     assert free.brightness is not None

@@ -25,17 +25,14 @@ from bcmi_beamline.reconstruction.modulation.refine import Problem, Solution, co
 from bcmi_beamline.reconstruction.modulation.slices import (
     frame_counts,
     make_targets,
-    scale_to_counts,
     sentinel_targets,
     solve_from_noise,
-    solve_wave,
 )
 from bcmi_beamline.reconstruction.modulation.slicewise import iterate_slices, random_crystal
+from bcmi_beamline.reconstruction.modulation.start import LOOSE_SIZES, find_crystal
 from bcmi_beamline.reconstruction.modulation.support import (
-    beam_at_crystal,
     sheared_box,
     thickness_from_counts,
-    window_around,
 )
 from bcmi_beamline.reconstruction.threads import each, one_thread_per_product
 from bcmi_beamline.reconstruction.trials import fingerprint, run_trials
@@ -68,9 +65,6 @@ seen."""
 
 REJECT = 0.1
 """A trial whose free log-likelihood lies by this part above the best one's is another solution: a bad one."""
-
-LOOSE_SIZES = (0.8e-6, 1.2e-6, 1.6e-6)
-"""Edges, m, of the windows in which a crystal is looked for when no beam was calibrated."""
 
 
 def prepare(
@@ -132,10 +126,11 @@ def prepare(
             walk=centres,
         )
 
-    if support is not None:
-        window = Window((support.shape[1], support.shape[2]))
-    elif window is None:
-        window = find_window(operator_on, targets, modulator, np.random.default_rng(seed))
+    beam = None
+    if window is None:
+        window, beam = find_crystal(
+            operator_on, targets, scan.angles_deg, modulator, np.random.default_rng(seed), support
+        )
     operator = operator_on(window)
     rocking = RockingOperator(geometry, scan.angles_deg, pixel, window)
     trust = frame_trust(operator, trusted, rocking)
@@ -153,6 +148,7 @@ def prepare(
         operator=operator,
         rocking=rocking,
         targets=targets,
+        beam=beam,
         amplitude=np.sqrt(flux).astype(np.float32),
         weight=np.clip((trust - TRUST_NONE) / (TRUST_FULL - TRUST_NONE), 0, 1).astype(np.float32),
         region=region,
@@ -192,53 +188,25 @@ def frame_trust(operator: FrameOperator, trusted: np.ndarray, rocking: RockingOp
     return np.array(each(part, range(len(rocking.kappa))))
 
 
-def find_window(
-    operator_on: Callable[[Window], FrameOperator],
-    targets: np.ndarray,
-    modulator: Modulator,
-    rng: np.random.Generator,
-) -> Window:
-    """Window of the exit wave: from the calibrated beam, or by solving the brightest frame from noise.
-
-    From noise in ever larger windows, until what is found does not reach the edge of the window: the
-    crystal is cut in a window that is too small, and noise fills all of it where the phases failed.
-    """
-    brightest = int(np.argmax(frame_counts(targets)))
-    pixel = operator_on(Window((2, 2))).pixel
-    window = Window((2, 2))
-    for size in LOOSE_SIZES:
-        half = [
-            min(int(np.ceil(size / p / 2)), n // 4) for p, n in zip(pixel, targets.shape[1:], strict=True)
-        ]
-        loose = Window((2 * half[0], 2 * half[1]))
-        if not modulator.probe.any():
-            wave, _ = solve_from_noise(operator_on(loose), targets[brightest], brightest, rng)
-        elif size < LOOSE_SIZES[-1]:
-            continue
-        else:
-            wave = beam_at_crystal(modulator, operator_on(loose), brightest)
-        window, whole = window_around(wave, loose)
-        if whole:
-            break
-    return window
-
-
 def central_wave(
-    problem: Problem, frame: int, rng: np.random.Generator, modulator: Modulator | None = None
-) -> np.ndarray:
-    """Exit wave of the frame the chain begins with: from the calibrated beam, or from noise."""
-    operator, target = problem.operator, problem.targets[frame]
-    if modulator is None:
-        return solve_from_noise(operator, target, frame, rng, np.any(problem.region, axis=0))[0]
-    start = scale_to_counts(operator, beam_at_crystal(modulator, operator, frame), target, frame)
-    return solve_wave(operator, start, target, frame, 10)[0]
+    problem: Problem, rng: np.random.Generator, start: Start = "random"
+) -> tuple[np.ndarray, int]:
+    """Exit wave of the frame the chain begins with, and that frame.
+
+    From the calibrated beam, where it fits; else the brightest frame from noise.
+    """
+    if start == "probe" and problem.beam is not None:
+        return problem.beam
+    frame = int(np.argmax(problem.counts))
+    inside = np.any(problem.region, axis=0)
+    return solve_from_noise(problem.operator, problem.targets[frame], frame, rng, inside)[0], frame
 
 
 def solve(
     problem: Problem,
     iterations: int,
     rng: np.random.Generator,
-    modulator: Modulator | None = None,
+    start: Start = "random",
     drift: Drift = "free",
     method: Method = "chain",
     report: Progress | None = None,
@@ -251,8 +219,8 @@ def solve(
     iterations : int
         Passes over all frames at the end.
     rng : Generator
-    modulator : Modulator, optional
-        Start from its calibrated beam rather than from noise.
+    start : {"random", "probe"}
+        As in `reconstruct`.
     drift : {"free", "none"}
         Whether the crystal may have drifted.
     method : {"chain", "paper"}
@@ -264,9 +232,8 @@ def solve(
         after = _progress(problem, iterations, report, tighten=False)
         return iterate_slices(problem, random_crystal(problem, rng), iterations, after, drift == "free")
     say = report or (lambda *_: None)
-    frame = int(np.argmax(problem.counts) if modulator is None else np.argmin(np.abs(problem.rocking.kappa)))
     say(0.0, "central frame")
-    central = central_wave(problem, frame, rng, modulator)
+    central, frame = central_wave(problem, rng, start)
     waves, reached = chain(problem, central, frame, lambda done: say(0.1 + 0.2 * done, "frame by frame"))
     return conclude(problem, waves, reached, iterations, drift, report)
 
@@ -347,7 +314,7 @@ class Trial:
     problem: Problem
     iterations: int
     seed: int
-    modulator: Modulator | None
+    start: Start
     drift: Drift
     method: Method
     outcome: ClassVar[type] = Solution
@@ -360,7 +327,7 @@ class Trial:
             "data": data,
             "iterations": self.iterations,
             "seed": self.seed,
-            "start": "random" if self.modulator is None else "probe",
+            "start": self.start,
             "drift": self.drift,
             "method": self.method,
         }
@@ -369,7 +336,7 @@ class Trial:
         """Solve it from ``default_rng((seed, number))``."""
         rng = np.random.default_rng((self.seed, number))
         with one_thread_per_product():
-            return solve(self.problem, self.iterations, rng, self.modulator, self.drift, self.method, report)
+            return solve(self.problem, self.iterations, rng, self.start, self.drift, self.method, report)
 
 
 def reconstruct(
@@ -410,7 +377,8 @@ def reconstruct(
         Frames one by one, then together; or the published iteration from noise (no shrink-wrap; `start` does
         not apply), which needs hundreds of `iterations`.
     start : {"random", "probe"}
-        Begin the first frame from noise, or from the beam of the calibration.
+        Begin the first frame from noise, or from the beam of the calibration, wherever the crystal stands
+        now; from noise where that beam does not fit.
     drift : {"free", "none"}
         Whether the crystal may have drifted across the beam: then it is followed frame by frame.
     free_fraction : float
@@ -437,7 +405,7 @@ def reconstruct(
     options = {"free_fraction": free_fraction, "seed": seed}
     with one_thread_per_product():
         problem = prepare(scan, modulator, support=support, **options)
-    trial = Trial(problem, iterations, seed, modulator if start == "probe" else None, drift, method)
+    trial = Trial(problem, iterations, seed, start, drift, method)
     configuration = {
         "method": "bcmi" if method == "chain" else "bcmi-paper",
         "trials": trials,

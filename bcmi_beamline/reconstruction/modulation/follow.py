@@ -121,9 +121,8 @@ class Follower:
         if len(counts) < 2 or not (passed or ended):
             return False
         problem = self._prepared(scan, None)
-        self.begun = brightest
-        # from noise: a crystal that has moved since the calibration is not found from the calibrated beam
-        wave = central_wave(problem, self.begun, np.random.default_rng((self._seed, 0)))
+        # the calibrated beam, where it fits: wherever the crystal stands now
+        wave, self.begun = central_wave(problem, np.random.default_rng((self._seed, 0)), "probe")
         self._frames = _Frames(problem.operator, problem.rocking, self._targets, problem.thickness)
         self._waves = np.zeros((len(counts), *wave.shape), np.complex64)
         self._waves[self.begun] = wave

@@ -49,6 +49,8 @@ class Problem:
         Whether the support may shrink within `region`.
     sentinels : (targets, after), optional
         Sentinel frames (S, Ny, Nx), from `make_targets`, and the frame after which each was taken, (S,).
+    beam : (wave, frame), optional
+        Exit wave (ny, nx) of the frame that the calibrated beam fits, where it fits.
     """
 
     operator: FrameOperator
@@ -60,6 +62,7 @@ class Problem:
     thickness: float
     tighten: bool = True
     sentinels: tuple[np.ndarray, np.ndarray] | None = None
+    beam: tuple[np.ndarray, int] | None = None
     matrix: np.ndarray = field(init=False)
     frames: np.ndarray = field(init=False)
     norm: float = field(init=False)
