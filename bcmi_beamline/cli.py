@@ -260,15 +260,12 @@ def _catalog(directory: Path) -> Iterator[Any]:
 
 @contextmanager
 def _arriving(uid: str, directory: Path) -> Iterator[Iterator[Any]]:
-    """The scan of a run, again and again while it runs; the catalogue is open as long."""
+    """The scan of a run, again and again while it runs; the catalogue is open as long as it is needed."""
     from bcmi_beamline import data
-    from bcmi_beamline.reconstruction.ptychography import growing
 
-    with _catalog(directory) as catalog:
-        yield growing(
-            lambda: data.load(uid, catalog),  # pyright: ignore[reportArgumentType]
-            lambda: bool(catalog.run(uid).metadata.get("stop")),
-        )
+    with contextlib.ExitStack() as opened:
+        log = data.DocumentLog(directory / "documents")
+        yield data.watch(uid, lambda: opened.enter_context(_catalog(directory)), log)
 
 
 def _picture(path: Path) -> Any:
@@ -483,6 +480,9 @@ def _follow(source: str, output: Path, modulator: Path, directory: Path, options
             progress = opened.enter_context(shown("Following the scan"))
             arriving = map(rocking, scans)
             modulation.follow(arriving, known, progress=progress, show=show, **options)
+    except KeyboardInterrupt:
+        kept = f"{output} holds the crystal as it was drawn last" if latest else "no crystal was drawn yet"
+        raise KeyboardInterrupt(kept) from None
     finally:
         if latest:
             data.write_reconstruction(output, latest[0], crystal_frame(latest[0]))
@@ -609,8 +609,8 @@ def main() -> None:
         logging.getLogger("bluesky").setLevel(logging.CRITICAL)  # a failed plan ends as one line, below
     try:
         app()
-    except KeyboardInterrupt:
-        print("bcmi: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stopped:
+        print(": ".join(("bcmi: interrupted", *map(str, stopped.args))), file=sys.stderr)
         sys.exit(130)
     except Exception as error:
         if os.environ.get("BCMI_TRACEBACK"):

@@ -7,6 +7,7 @@ its own. Files that cannot be used raise `FileError`, one line that names file, 
 from bcmi_beamline.data._hdf5 import FileError
 from bcmi_beamline.data._load import export, load, load_sentinels
 from bcmi_beamline.data._summary import summary
+from bcmi_beamline.data._watch import watch
 from bcmi_beamline.data.catalog import BackgroundTiledWriter, Catalog, CatalogError, open_catalog
 from bcmi_beamline.data.cxi import (
     read_crystal,
@@ -52,6 +53,7 @@ __all__ = [
     "replay",
     "sha256",
     "summary",
+    "watch",
     "write_cxi",
     "write_id01",
     "write_modulator",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -47,36 +46,38 @@ class CleanFrames:
         return frames
 
 
-@dataclass
 class _Survey:
-    """What each pixel did over a scan, (rows, columns) each."""
+    """What each pixel of (rows, columns) did over the frames it was shown."""
 
-    total: np.ndarray
-    """Counts of all frames but the one with most, so that a single cosmic ray condemns no pixel."""
-    counting: np.ndarray
-    """Frames with any counts."""
-    invalid: np.ndarray
-    """Frames without a valid count."""
-    saturated: np.ndarray
-    """Whether any frame reached the cutoff."""
+    def __init__(self, shape: tuple[int, ...], invalid: int, cutoff: float | None) -> None:
+        self._invalid, self._cutoff, self._frames = invalid, cutoff, 0
+        self._total, self._largest = np.zeros(shape), np.zeros(shape)
+        self._counting, self._lost = np.zeros(shape, int), np.zeros(shape, int)
+        self._saturated = np.zeros(shape, bool)
 
-
-def _survey(source: FrameSource, invalid: int, cutoff: float | None) -> _Survey:
-    shape = source.shape[1:]
-    total, largest = np.zeros(shape), np.zeros(shape)
-    counting, lost, saturated = np.zeros(shape, int), np.zeros(shape, int), np.zeros(shape, bool)
-    step = frames_per_block(source)
-    for start in range(0, source.shape[0], step):
-        counts = source[start : start + step]
-        bad = _lost(counts, invalid)
+    def add(self, counts: np.ndarray) -> None:
+        """Look at more frames, (J, rows, columns)."""
+        if not len(counts):
+            return
+        bad = _lost(counts, self._invalid)
         valid = np.where(bad, 0, counts)
-        total += valid.sum(axis=0, dtype=float)
-        largest = np.maximum(largest, valid.max(axis=0))
-        counting += np.count_nonzero(valid, axis=0)
-        lost += bad.sum(axis=0)
-        if cutoff is not None:
-            saturated |= (valid >= cutoff).any(axis=0)
-    return _Survey(total - largest, counting, lost, saturated)
+        self._frames += len(counts)
+        self._total += valid.sum(axis=0, dtype=float)
+        self._largest = np.maximum(self._largest, valid.max(axis=0))
+        self._counting += np.count_nonzero(valid, axis=0)
+        self._lost += bad.sum(axis=0)
+        if self._cutoff is not None:
+            self._saturated |= (valid >= self._cutoff).any(axis=0)
+
+    def judge(self, bad: np.ndarray, per_frame: bool) -> np.ndarray:
+        """Pixels not to be used, with those known to be `bad`; `per_frame` as in `clean_frames`."""
+        if per_frame and self._cutoff is not None:
+            bad = bad | (self._lost == self._frames)
+        else:
+            bad = bad | (self._lost > 0) | self._saturated
+        # without the frame that has most, so that a single cosmic ray condemns no pixel
+        total = self._total - self._largest
+        return bad | find_hot_and_dead(total, self._counting, self._frames, bad)
 
 
 def _lost(counts: np.ndarray, invalid: int) -> np.ndarray:
@@ -152,10 +153,62 @@ def clean_frames(
         pixel that ever saturated is masked.
     """
     invalid = _invalid(source.dtype)
-    seen = _survey(source, invalid, cutoff)
-    if per_frame and cutoff is not None:
-        bad = bad | (seen.invalid == source.shape[0])
-    else:
-        bad = bad | (seen.invalid > 0) | seen.saturated
-    bad = bad | find_hot_and_dead(seen.total, seen.counting, source.shape[0], bad)
+    survey, step = _Survey(source.shape[1:], invalid, cutoff), frames_per_block(source)
+    for start in range(0, source.shape[0], step):
+        survey.add(source[start : start + step])
+    bad = survey.judge(bad, per_frame)
     return CleanFrames(source, bad, invalid, cutoff), bad
+
+
+class KeptFrames:
+    """Frames of a scan that grows, in memory: each is read once.
+
+    Parameters
+    ----------
+    cutoff, per_frame
+        As for `clean_frames`.
+    """
+
+    def __init__(self, cutoff: float | None, per_frame: bool) -> None:
+        self._cutoff, self._per_frame = cutoff, per_frame
+        self._length = 0
+
+    def grow(self, source: FrameSource, bad: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Read what `source` has beyond what was read before.
+
+        Returns
+        -------
+        frames : ndarray, (J, Ny, Nx), float32
+            All of them, as `clean_frames` gives them. What was returned before stays as it was.
+        bad : ndarray, (Ny, Nx), bool
+        """
+        known, length = self._length, source.shape[0]
+        self._reserve(source, bad)
+        if length > known:
+            self._counts[known:length] = source[known:length]
+            self._survey.add(self._counts[known:length])
+            self._length = length
+        bad = self._survey.judge(bad, self._per_frame)
+        changed = bad ^ self._mask
+        if changed.any():
+            self._frames, self._mask = self._frames.copy(), bad
+            self._frames[:known, changed] = self._clean(self._counts[:known, changed], bad[changed])
+        self._frames[known:length] = self._clean(self._counts[known:length], bad)
+        return self._frames[:length], bad
+
+    def _reserve(self, source: FrameSource, bad: np.ndarray) -> None:
+        """Make room for at least the frames of `source`."""
+        if self._length == 0:
+            self._invalid, self._mask = _invalid(source.dtype), bad
+            self._survey = _Survey(bad.shape, self._invalid, self._cutoff)
+            self._counts = np.empty((0, *bad.shape), source.dtype)
+            self._frames = np.empty((0, *bad.shape), np.float32)
+        if source.shape[0] > len(self._counts):
+            shape = 2 * source.shape[0], *bad.shape
+            counts, frames = np.empty(shape, self._counts.dtype), np.empty(shape, np.float32)
+            counts[: self._length] = self._counts[: self._length]
+            frames[: self._length] = self._frames[: self._length]
+            self._counts, self._frames = counts, frames
+
+    def _clean(self, counts: np.ndarray, bad: np.ndarray) -> np.ndarray:
+        return CleanFrames(counts, bad, self._invalid, self._cutoff)[:]

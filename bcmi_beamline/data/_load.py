@@ -13,7 +13,7 @@ import h5py
 import hdf5plugin  # noqa: F401  registers the bitshuffle-LZ4 filter
 import numpy as np
 
-from bcmi_beamline.data._clean import FrameSource, clean_frames, mask_frames
+from bcmi_beamline.data._clean import FrameSource, KeptFrames, clean_frames, mask_frames
 from bcmi_beamline.data._hdf5 import FileError, Reader, file_error, open_hdf5
 from bcmi_beamline.data.catalog import Catalog
 from bcmi_beamline.data.cxi import read_cxi, write_cxi
@@ -74,6 +74,8 @@ class _ServedFrames:
         self.length, self.dtype = image.shape[0], np.dtype(image.dtype)
 
     def read(self, wanted: np.ndarray, cut: tuple[slice, slice]) -> np.ndarray:
+        if not len(wanted):
+            return np.empty((0, cut[0].stop - cut[0].start, cut[1].stop - cut[1].start), self.dtype)
         first = int(wanted[0])
         block = self._image[(slice(first, int(wanted[-1]) + 1), *cut)]
         return np.asarray(block)[wanted - first]
@@ -225,6 +227,12 @@ class _Run:
         joined = np.concatenate([self._earlier.sentinel_after(), own]) if self._earlier else own
         return np.maximum(joined, 0)
 
+    @property
+    def cutoff(self) -> float | None:
+        """Counts from which a pixel is saturated."""
+        cutoff = self.get("detector").get("count_cutoff")
+        return None if cutoff is None else float(np.float32(cutoff))
+
     def frames(self) -> tuple[FrameSource, np.ndarray]:
         """Return the window of each point's frame, and the pixels of it known to be bad."""
         frames, bad = self._own_frames()
@@ -236,7 +244,7 @@ class _Run:
     def _own_frames(self) -> tuple[_WindowFrames, np.ndarray]:
         points = len(self._own(self._axes[0]))
         image = self._stream[IMAGE]
-        files, dataset = _local_files(image)
+        files, dataset = local_files(image)
         source = _LocalFrames(files, dataset) if files else _ServedFrames(image)
         told = "eiger_frame" in self._readings
         wanted = self._own("eiger_frame").astype(int) if told else np.arange(points)
@@ -285,7 +293,7 @@ class _Run:
         }
 
 
-def _local_files(image: Any) -> tuple[list[Path], str]:
+def local_files(image: Any) -> tuple[list[Path], str]:
     """Return the detector's files in order if all are on this machine, else none; and the dataset in them."""
     sources = image.data_sources() or []
     if len(sources) != 1 or "dataset" not in sources[0].parameters:
@@ -303,25 +311,54 @@ def _relative(flux: np.ndarray | None) -> np.ndarray | None:
 def _scan(client: Any, *, in_memory: bool, sentinels: bool = False) -> Scan:
     """Build the scan of a run; frames that stay on disk are read when sliced."""
     run = _Run(client, sentinels)
-    try:
-        geometry = Geometry(**run.get("geometry"))
-    except (TypeError, ValueError) as error:
-        raise run.fail("start document", f"geometry: {error}", "correct it") from None
-    axes = run.axes()
     window, bad = run.frames()
     if window.shape[0] == 0:
         raise run.fail("primary", "has no sentinels", "take the scan with sentinel_every or revisit_every")
     source: FrameSource = window[:] if in_memory else window
+    clean, bad = clean_frames(source, bad, run.cutoff, per_frame=run.kind == "rocking")
+    frames = cast(np.ndarray, clean[:] if in_memory else clean)
+    beside = in_memory and not sentinels and run.kind == "rocking" and run.has_sentinels
+    return _built(run, frames, bad, _Run(client, sentinels=True).frames()[0][:] if beside else None)
 
-    cutoff = run.start["detector"].get("count_cutoff")
-    cutoff = None if cutoff is None else float(np.float32(cutoff))
-    clean, bad = clean_frames(source, bad, cutoff, per_frame=run.kind == "rocking")
+
+class GrowingScan:
+    """The scan of a run as it grows: what has come is kept, what is new is read."""
+
+    def __init__(self) -> None:
+        self._frames: KeptFrames | None = None
+        self._beside: np.ndarray | None = None
+
+    def __call__(self, client: Any) -> Scan:
+        """Return the scan of the run as `client` gives it by now, the same that `load` would.
+
+        Raises
+        ------
+        FileError
+            As `load`; what was kept is kept.
+        """
+        run = _Run(client)
+        window, bad = run.frames()
+        if self._frames is None:
+            self._frames = KeptFrames(run.cutoff, run.kind == "rocking")
+        frames, bad = self._frames.grow(window, bad)
+        if run.kind == "rocking" and run.has_sentinels:
+            beside = _Run(client, sentinels=True).frames()[0]
+            known = self._beside
+            new = beside[slice(0 if known is None else len(known), beside.shape[0])]
+            self._beside = new if known is None else np.concatenate([known, new])
+        return _built(run, frames, bad, self._beside)
+
+
+def _built(run: _Run, frames: np.ndarray, bad: np.ndarray, sentinels: np.ndarray | None) -> Scan:
+    """Put a scan together from clean `frames` and the counts of its sentinels."""
+    try:
+        geometry = Geometry(**run.get("geometry"))
+    except (TypeError, ValueError) as error:
+        raise run.fail("start document", f"geometry: {error}", "correct it") from None
     if bad.all():
         raise run.fail("window", "every pixel is masked", "move the window off the gaps")
-    frames = cast(np.ndarray, clean[:] if in_memory else clean)
+    axes, metadata = run.axes(), run.metadata()
     flux = _relative(run.optional("monitor_flux"))
-    metadata = run.metadata()
-
     if run.kind == "ptychography":
         return PtychographyScan(
             frames=frames,
@@ -343,17 +380,11 @@ def _scan(client: Any, *, in_memory: bool, sentinels: bool = False) -> Scan:
         geometry=geometry if modulator_in else geometry.with_modulator(0.0),
         flux=flux,
         modulator_position=None if place is None else (place["x"] * 1e-6, place["y"] * 1e-6),
-        count_cutoff=cutoff,
+        count_cutoff=run.cutoff,
         metadata=metadata,
-        **(_sentinels(client, bad, cutoff) if in_memory and not sentinels and run.has_sentinels else {}),
+        sentinels=None if sentinels is None else mask_frames(sentinels, bad, run.cutoff),
+        sentinel_after=None if sentinels is None else run.sentinel_after(),
     )
-
-
-def _sentinels(client: Any, bad: np.ndarray, cutoff: float | None) -> dict[str, np.ndarray]:
-    """Return the frames taken between the points of a rocking scan, cut and masked as its own."""
-    run = _Run(client, sentinels=True)
-    counts = run.frames()[0][:]
-    return {"sentinels": mask_frames(counts, bad, cutoff), "sentinel_after": run.sentinel_after()}
 
 
 def load(

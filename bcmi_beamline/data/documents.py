@@ -158,13 +158,23 @@ class DocumentLog:
 
 def being_written(path: str | Path) -> bool:
     """Whether the run of this log is still going on, in whatever process."""
+    return _locked(path) is True
+
+
+def left_behind(path: str | Path) -> bool:
+    """Whether nobody writes this log any more; False, too, where the file system cannot tell."""
+    return _locked(path) is False
+
+
+def _locked(path: str | Path) -> bool | None:
+    """Whether a writer holds the file; None where that cannot be told."""
     try:
         with open(path, "rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     except OSError:
-        return False
+        return None
     return False
 
 

@@ -131,7 +131,7 @@ def test_an_aborted_run_gives_the_points_it_has(catalog, tmp_path):
 def test_frames_come_from_the_server_where_files_are_elsewhere(catalog, tmp_path, monkeypatch):
     uid = store(catalog, tmp_path, poisson((9, *SHAPE)), rocking_values(8), ROCKING, repeat=(4,))
     near = data.load(uid, catalog)
-    monkeypatch.setattr("bcmi_beamline.data._load._local_files", lambda image: ([], ""))
+    monkeypatch.setattr("bcmi_beamline.data._load.local_files", lambda image: ([], ""))
     far = data.load(uid, catalog)
     np.testing.assert_array_equal(near.frames, far.frames)
     np.testing.assert_array_equal(near.mask, far.mask)

@@ -18,7 +18,7 @@ from scipy.optimize import minimize
 
 from bcmi_beamline.data import read_cxi
 from bcmi_beamline.reconstruction.propagation import propagate
-from bcmi_beamline.reconstruction.ptychography import calibrate, growing
+from bcmi_beamline.reconstruction.ptychography import calibrate
 from bcmi_beamline.reconstruction.ptychography._positions import turned
 from bcmi_beamline.scans import Modulator, PtychographyScan
 
@@ -254,25 +254,6 @@ def test_a_running_scan_is_taken_in_as_it_comes(made, calibrated):
     assert len(result.r2) < 40  # it stops by itself
     assert result.free_llk[-1] < 1.1 * calibrated.free_llk[-1]  # and not too early
     assert result.sample_distance == pytest.approx(D1, abs=10e-6)
-
-
-def test_a_run_is_looked_at_until_it_ends(made):
-    """Nothing at first, then the same twice, then the rest; what came last is not missed."""
-    lengths, over = iter([0, 20, 20, 35]), iter([False, False, False, True])
-
-    def load():
-        n = next(lengths)
-        if not n:
-            raise ValueError("the run has no frames yet")
-        return few(made.scan, n)
-
-    assert [len(s.frames) for s in growing(load, lambda: next(over), wait_s=0)] == [20, 35]
-
-    def fail():
-        raise ValueError("the run has no frames")
-
-    with pytest.raises(ValueError, match="no frames"):
-        list(growing(fail, lambda: True))
 
 
 def test_a_scan_that_never_came_is_refused():

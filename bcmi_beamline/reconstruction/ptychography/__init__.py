@@ -2,6 +2,5 @@
 
 from bcmi_beamline.reconstruction.ptychography._calibrate import calibrate
 from bcmi_beamline.reconstruction.ptychography._classic import difference_map, epie
-from bcmi_beamline.reconstruction.ptychography._live import growing
 
-__all__ = ["calibrate", "difference_map", "epie", "growing"]
+__all__ = ["calibrate", "difference_map", "epie"]
