@@ -480,13 +480,15 @@ def _follow(source: str, output: Path, modulator: Path, directory: Path, options
             progress = opened.enter_context(shown("Following the scan"))
             arriving = map(rocking, scans)
             modulation.follow(arriving, known, progress=progress, show=show, **options)
-    except KeyboardInterrupt:
-        kept = f"{output} holds the crystal as it was drawn last" if latest else "no crystal was drawn yet"
-        raise KeyboardInterrupt(kept) from None
-    finally:
+    except BaseException as stopped:
         if latest:
             data.write_reconstruction(output, latest[0], crystal_frame(latest[0]))
-            print(f"{output}: {latest[0]!r}")
+        if isinstance(stopped, KeyboardInterrupt):
+            kept = f"{output} holds the crystal as drawn last" if latest else "no crystal was drawn yet"
+            print(f"bcmi: interrupted: {kept}", file=sys.stderr)
+        raise
+    data.write_reconstruction(output, latest[0], crystal_frame(latest[0]))
+    print(f"{output}: {latest[0]!r}")
 
 
 @app.command()
@@ -609,8 +611,8 @@ def main() -> None:
         logging.getLogger("bluesky").setLevel(logging.CRITICAL)  # a failed plan ends as one line, below
     try:
         app()
-    except KeyboardInterrupt as stopped:
-        print(": ".join(("bcmi: interrupted", *map(str, stopped.args))), file=sys.stderr)
+    except KeyboardInterrupt:
+        print("bcmi: interrupted", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
         if os.environ.get("BCMI_TRACEBACK"):
