@@ -14,7 +14,7 @@ from bcmi_beamline import cli, data
 
 @pytest.fixture
 def interrupted(monkeypatch, capsys, tmp_path):
-    """Follow a run whose frames come in parts until Ctrl-C; returns (status, stderr, where it was written)."""
+    """Follow frames that come in parts until Ctrl-C; returns (status, last line, where it was written)."""
     output = tmp_path / "crystal.cxi"
 
     def run(modulator, scans, *, wait_for_picture):
