@@ -93,6 +93,13 @@ class Unevenness:
         return float(np.log(s2 * s4 / s3**2)), (self._matrix @ image).reshape(waves.shape)
 
 
+def unevenness(image: np.ndarray) -> float:
+    """``log(S2 S4 / S3^2)`` of a crystal, as in `Unevenness`."""
+    modulus = np.abs(image).astype(float)
+    s2, s3, s4 = (float((modulus**n).sum()) for n in (2, 3, 4))
+    return float(np.log(s2 * s4 / s3**2)) if s3 > 0 else float("inf")
+
+
 def slow_basis(kappa: np.ndarray, highest: int) -> np.ndarray:
     """Legendre polynomials of order 2 to `highest` over the frames, (m, highest - 1)."""
     middle, half = (kappa.max() + kappa.min()) / 2, max(float(np.ptp(kappa)) / 2, 1e-30)
