@@ -319,6 +319,20 @@ def test_frames_that_had_more_light_than_the_monitor_says_are_told(scan):
     assert free.score < held.score
 
 
+def test_counts_that_no_wave_makes_are_found_and_held_apart(scan):
+    """A tenth of all counts; where there are none, none are found."""
+    frames = scan.frames.copy()
+    inside = ~scan.mask
+    frames[:, inside] += np.random.default_rng(4).poisson(0.3, frames[:, inside].shape)
+    modulator = make_modulator(scan.geometry)
+    options = {"iterations": 8, "drift": "none"}
+    found = modulation.reconstruct(replace(scan, frames=frames), modulator, **options)
+    plain = modulation.reconstruct(scan, modulator, **options)
+    assert found.metadata["background_counts"] == pytest.approx(0.3, rel=0.1)
+    assert plain.metadata["background_counts"] == 0
+    assert correlate(found) > correlate(plain) - 0.003
+
+
 def test_a_modulator_that_stands_elsewhere_moves_the_crystal_and_spoils_nothing(scan):
     """Frame by frame, a shift of the modulator is one of the crystal: there is nothing to be refined."""
     modulator = make_modulator(scan.geometry, with_probe=True)

@@ -155,10 +155,10 @@ def test_near_field_matrix_keeps_the_light(distance, shift):
     assert np.linalg.norm(matrix @ smooth) == pytest.approx(np.linalg.norm(smooth), rel=1e-3)
 
 
-@pytest.mark.parametrize("neighbour", [0.0, 0.05])
-def test_the_direction_is_the_gradient(neighbour):
+@pytest.mark.parametrize(("neighbour", "background"), [(0.0, 0.0), (0.05, 0.0), (0.05, 20.0)])
+def test_the_direction_is_the_gradient(neighbour, background):
     rng = np.random.default_rng(3)
-    operator = make_operator(rng, neighbour=neighbour)
+    operator = make_operator(rng, neighbour=neighbour).over(background)
     truth = 8 * noise(rng, 12, 10)
     counts = rng.poisson(operator.intensity(operator.forward(truth))).astype(np.float32)
     target = np.sqrt(counts + np.float32(0.375))

@@ -21,7 +21,7 @@ from bcmi_beamline.reconstruction.modulation.operators import (
     Window,
     place_modulator,
 )
-from bcmi_beamline.reconstruction.modulation.refine import Problem, Solution, copy_of, refine
+from bcmi_beamline.reconstruction.modulation.refine import Problem, Solution, copy_of, dark_counts, refine
 from bcmi_beamline.reconstruction.modulation.slices import (
     frame_counts,
     make_targets,
@@ -59,9 +59,12 @@ SETTLE = 2
 LOOK = 2
 """Passes between two looks at the drift."""
 
-BRIGHTNESS_GAIN = 0.01
-"""Part by which a fit of each frame's brightness must lower the misfit of the free pixels, which no step has
-seen."""
+GAIN = 0.01
+"""Part by which a fit of each frame's brightness, or of a background, must lower the misfit of the free
+pixels, which no step has seen."""
+
+NOTICED = 0.005
+"""Part of all counts that a background must be to be fitted: less does no harm."""
 
 REJECT = 0.1
 """A trial whose free log-likelihood lies by this part above the best one's is another solution: a bad one."""
@@ -265,20 +268,44 @@ def conclude(
     say(0.31, "phases and places of the frames")
     solution = combine(problem, waves, reached, moving, sentinels)
     pixels = np.zeros((2, 2)) if solution.shifts is None else solution.shifts / problem.metres_per_pixel
-    look = DriftFollower(problem, usual_step(pixels), sentinels)
     settle = min(SETTLE, iterations)
 
-    def follow(passed: int, state: Solution) -> None:
-        after(passed, state)
-        if moving and (passed + 1) % LOOK == 0:
-            look(state)
+    def together(problem: Problem, solution: Solution) -> Solution:
+        look = DriftFollower(problem, usual_step(pixels), sentinels)
 
-    solution = refine(problem, solution, iterations - settle, follow, SUBSETS)
+        def follow(passed: int, state: Solution) -> None:
+            after(passed, state)
+            if moving and (passed + 1) % LOOK == 0:
+                look(state)
+
+        return refine(problem, solution, iterations - settle, follow, SUBSETS)
+
+    solution = together(problem, solution)
+    if iterations > settle:
+        problem, solution = over_background(problem, solution, together)
     held = refine(problem, copy_of(solution), settle, after)
     if settle < SETTLE or not problem.free_count:
         return joined(solution, held)
     freed = refine(problem, copy_of(solution), settle, fit_brightness=True)
-    return joined(solution, freed if freed.score < (1 - BRIGHTNESS_GAIN) * held.score else held)
+    return joined(solution, freed if freed.score < (1 - GAIN) * held.score else held)
+
+
+def over_background(
+    problem: Problem, solution: Solution, together: Callable[[Problem, Solution], Solution]
+) -> tuple[Problem, Solution]:
+    """Problem and solution with the counts that no wave makes, where there are enough and the data say so.
+
+    Found from a crystal that was fitted without them, and once more from one that was fitted with them.
+    """
+    dark = dark_counts(problem, solution)
+    if dark * float((problem.targets[0] >= 0).sum()) < NOTICED * problem.counts.mean():
+        return problem, solution
+    over = problem.over(dark)
+    again = together(over, copy_of(solution))
+    if not again.score < (1 - GAIN) * solution.score:
+        return problem, solution
+    again.background = dark_counts(over, again)
+    return problem.over(again.background), again
 
 
 def joined(before: Solution, after: Solution) -> Solution:
@@ -461,6 +488,7 @@ def make_result(
             **scan.metadata,
             "trial_scores": [float(s.score) for s in solutions],
             "trials_rejected": len(ranked) - len(kept),
+            "background_counts": float(best.background),
             **spread(images, best.support),
         },
     )

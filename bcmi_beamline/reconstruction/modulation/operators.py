@@ -197,6 +197,8 @@ class FrameOperator:
         self.centres = np.asarray(centres, int)
         self.reach = reach
         self.neighbour = float(neighbour)
+        self.background = 0.0
+        """Counts per pixel of a frame that no wave makes."""
         self._walk = np.zeros_like(self.centres) if walk is None else np.asarray(walk, int)
         self._first = self.centres - np.array(reach) // 2
         low, high = self._first.min(axis=0), (self._first + reach).max(axis=0)
@@ -234,6 +236,12 @@ class FrameOperator:
         ends = other._first - self._origin
         if (ends < 0).any() or (ends + self.reach > self.modulator.shape).any():
             raise ValueError("frames beyond the angles that were prepared for")
+        return other
+
+    def over(self, background: float) -> FrameOperator:
+        """The same optics with other counts per pixel that no wave makes."""
+        other = copy(self)
+        other.background = background
         return other
 
     def _fast_phase(self, rows: np.ndarray) -> np.ndarray:
@@ -347,6 +355,7 @@ class FrameOperator:
         """Counts per pixel (Ny, Nx), float32, of a wave on the detector."""
         counts = np.empty(self.detector_shape, np.float32)
         integrate_pixels(np.real(psi) ** 2 + np.imag(psi) ** 2, self.neighbour, counts)
+        counts += np.float32(self.background)
         return counts
 
 

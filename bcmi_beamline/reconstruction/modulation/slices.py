@@ -126,12 +126,12 @@ def _factors(
 
 @_jit
 def modulus_step(
-    psi: np.ndarray, target: np.ndarray, neighbour: float
+    psi: np.ndarray, target: np.ndarray, neighbour: float, background: float = 0.0
 ) -> tuple[float, float]:  # pragma: no cover
     """Turn a detector wave into the descent direction of the variance-stabilised misfit, in place.
 
     The misfit is ``L = sum (sqrt(I_c + 3/8) - sqrt(I_o + 3/8))^2`` over the pixels in use, with I_c the
-    intensity integrated over the pixel, ``I_c = S |psi|^2``. Its descent direction is ``-dL/d psi* =
+    intensity integrated over the pixel, ``I_c = S |psi|^2 + b``. Its descent direction is ``-dL/d psi* =
     psi S^T f`` with ``f = sqrt(I_o + 3/8) / sqrt(I_c + 3/8) - 1``, 0 elsewhere.
 
     Parameters
@@ -141,6 +141,8 @@ def modulus_step(
         From `make_targets`.
     neighbour : float
         Of the stencil S, `integrate_pixels`.
+    background : float
+        Counts b per pixel that no wave makes.
 
     Returns
     -------
@@ -155,6 +157,8 @@ def modulus_step(
             x = psi[row, column]
             point[row, column] = x.real * x.real + x.imag * x.imag
     integrate_pixels(point, neighbour, counts)
+    if background > 0:
+        counts += np.float32(background)
     misfit, free = _factors(counts, target, point)
     integrate_pixels(point, neighbour, counts)
     for row in range(ny):
@@ -176,7 +180,7 @@ def descend(
     1 but for a map that rings.
     """
     psi = operator.forward(wave, frame, shift)
-    misfit, free = modulus_step(psi, target, operator.neighbour)
+    misfit, free = modulus_step(psi, target, operator.neighbour, operator.background)
     return operator.step * operator.adjoint(psi, frame, shift), misfit, free
 
 
@@ -247,7 +251,7 @@ def solve_wave(
     way, before, power, last = np.zeros_like(wave), np.zeros_like(wave), 1.0, np.inf
     misfit = 0.0
     for _ in range(steps):
-        misfit, _ = modulus_step(turned, target, operator.neighbour)
+        misfit, _ = modulus_step(turned, target, operator.neighbour, operator.background)
         if misfit > (1 - settled) * last:
             break
         last = misfit
@@ -313,7 +317,9 @@ def reflect_from_noise(
     beta = np.float32(relaxation)
     for _ in range(steps):
         change = psi.copy()
-        modulus_step(change, target, operator.neighbour)  # P_B psi = psi + change, P_B the moduli
+        modulus_step(
+            change, target, operator.neighbour, operator.background
+        )  # P_B psi = psi + change, P_B the moduli
         reflected = psi + 2 * change
         sent = operator.forward(operator.inverse(reflected, frame, regularisation=0.01) * region, frame)
         psi += (1 - 2 * beta) * change + beta * (sent - psi)  # sent: P_A, the window

@@ -24,7 +24,7 @@ def replace_moduli(
 ) -> tuple[np.ndarray, float, float]:
     """Change of an exit wave (ny, nx) under the modulus constraint, and the sums of `modulus_step`."""
     psi = operator.forward(wave, frame, shift)
-    misfit, free = modulus_step(psi, target, operator.neighbour)
+    misfit, free = modulus_step(psi, target, operator.neighbour, operator.background)
     return operator.inverse(psi, frame, shift), misfit, free
 
 

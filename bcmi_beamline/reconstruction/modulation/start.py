@@ -57,7 +57,7 @@ def excess(operator: FrameOperator, wave: np.ndarray, target: np.ndarray, frame:
     """Misfit of a wave (ny, nx) to its frame, over what photon noise alone gives for this wave."""
     psi = operator.forward(wave, frame)
     expected = np.interp(operator.intensity(psi)[target >= 0], _MEANS, _NOISE).sum()
-    return modulus_step(psi, target, operator.neighbour)[0] / max(float(expected), 1e-30)
+    return modulus_step(psi, target, operator.neighbour, operator.background)[0] / max(float(expected), 1e-30)
 
 
 def register(
@@ -104,7 +104,9 @@ def register(
     places = [(int(r), int(c)) for r in rows for c in columns]
 
     def misfit(moved: tuple[int, int]) -> float:
-        return modulus_step(operator.forward(at(moved), frame), target, operator.neighbour)[0]
+        return modulus_step(
+            operator.forward(at(moved), frame), target, operator.neighbour, operator.background
+        )[0]
 
     nearest = np.argsort(each(misfit, places))[:CANDIDATES]
     tried = each(lambda n: settled(at(places[n]), places[n]), nearest)
