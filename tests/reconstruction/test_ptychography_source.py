@@ -1,4 +1,4 @@
-"""The probe comes from a crystal: what that keeps and what it takes away. Drift that goes on."""
+"""The probe comes from a crystal: what that keeps and what it takes away. How well d1 can be known."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from scipy import ndimage
 from bcmi_beamline.reconstruction.propagation import propagate
 from bcmi_beamline.reconstruction.ptychography._devices import make_device
 from bcmi_beamline.reconstruction.ptychography._engine import Engine
-from bcmi_beamline.reconstruction.ptychography._positions import affine_numbers, carried_on, scale_error
-from bcmi_beamline.reconstruction.ptychography._source import Source
+from bcmi_beamline.reconstruction.ptychography._positions import affine_numbers, scale_error
+from bcmi_beamline.reconstruction.ptychography._source import Free, Source
 
 N, PIXEL, WAVELENGTH, D1 = 128, (38e-9, 38e-9), 0.13776e-9, 1.35e-3
 FLAT = np.ones((N, N), np.complex64)
@@ -94,32 +94,32 @@ def test_a_wave_that_shows_no_crystal_shrinks_nothing(wave):
     np.testing.assert_array_equal(region.project(dirty), everything.project(dirty))
 
 
-def test_a_drift_that_creeps_is_carried_on():
-    """A hundredth of the way a pass, and noise: forty passes go a third of the way, with momentum all."""
+@pytest.mark.parametrize("finer", [1, 2])
+def test_a_shift_is_that_of_the_whole_window_and_its_adjoint(finer):
+    index = np.arange(N) - N // 2
+    ramp = np.exp(1j * np.pi * (finer - 1) * index / N)
+    tilt = (ramp[:, None] * ramp).astype(np.complex64)
+    y, x = np.mgrid[:N, :N] - N // 2
+    soft = np.exp(-(x**2 + y**2) / 60) * crystal()  # no facets, whose light goes far
+    smooth = ndimage.gaussian_filter(soft.real, 2) + 1j * ndimage.gaussian_filter(soft.imag, 2)
+    light = (tilt * propagate(smooth, PIXEL, WAVELENGTH, D1)).astype(np.complex64)[None]
+    region, free = source(tilt, finer), Free((N, N), make_device("numpy"))
+    region.shrink(light)
+    waves = region.project(light)
+    shift = 0.31, -0.24
+    (shine, ask), (shine_freely, _) = region.at(shift), free.at(shift)
+    inner, box = region.hold(waves), (..., *region.box)
+    moved = shine_freely(free.hold(waves))
+    assert np.prod(shine(inner).shape) < 0.9 * waves.size
+    np.testing.assert_allclose(shine(inner), moved[box], atol=1e-4 * np.abs(moved).max())
+    assert np.linalg.norm(moved[box]) ** 2 > 0.999 * np.linalg.norm(moved) ** 2
     rng = np.random.default_rng(0)
-    time = np.linspace(-1, 1, 300)
-    wrong = np.outer(time, [20e-9, -12e-9])
-    carried, plain, velocity = wrong.copy(), wrong.copy(), np.zeros((4, 2))
-    for _ in range(40):
-        noise = rng.normal(0, 0.1e-9, wrong.shape)
-        plain += -0.01 * plain + noise
-        moved, velocity = carried_on(-0.01 * carried + noise, velocity)
-        carried += moved
-
-    def rms(offsets):
-        return np.sqrt((offsets**2).mean())
-
-    assert rms(plain) > 0.6 * rms(wrong)
-    assert rms(carried) < 0.2 * rms(wrong)
-
-
-def test_a_drift_that_turns_round_is_not_carried_past_home():
-    """Steps that go 1.5 times the way home, as positions of single frames do, settle as they would alone."""
-    offsets, velocity = np.outer(np.linspace(-1, 1, 50), [5e-9, 5e-9]), np.zeros((4, 2))
-    for _ in range(12):
-        moved, velocity = carried_on(-1.5 * offsets, velocity)
-        offsets = offsets + moved
-    assert np.abs(offsets).max() < 0.01 * 5e-9
+    a, b = (
+        (rng.standard_normal(w.shape) + 1j * rng.standard_normal(w.shape)).astype(np.complex64)
+        for w in (inner, shine(inner))
+    )
+    inside = region.hold(region.waves(a))  # what lies in the region
+    assert np.vdot(shine(inside), b) == pytest.approx(np.vdot(inside, ask(b)), rel=1e-3)
 
 
 def test_the_scale_is_known_as_well_as_encoders_that_err_know_it():

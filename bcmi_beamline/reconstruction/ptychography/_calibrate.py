@@ -24,9 +24,7 @@ from bcmi_beamline.reconstruction.ptychography._finish import (
     shift_wave,
 )
 from bcmi_beamline.reconstruction.ptychography._positions import (
-    DEGREE,
     affine_numbers,
-    carried_on,
     extrapolate,
     scale_error,
     turned,
@@ -77,9 +75,7 @@ FIRST_FRAMES, FIRST_SHARE, GROWTH = 80, 1 / 12, 1.35
 """The coarse start begins with so many frames, at least, and takes in the others by and by."""
 STAGE_STEP, STAGE_SWEEPS = 0.02, 3
 """Rotation in rad of the first trials of the stage, and the sweeps that judge a trial."""
-FIRST_SWEEPS, GROWING_SWEEPS, LAST_SWEEPS = 10, 2, 16
-FEWEST_SWEEPS, STEADY = 7, 0.2e-9
-"""The last sweeps end when, after so many, the drift changes by less than this, m."""
+FIRST_SWEEPS, GROWING_SWEEPS, LAST_SWEEPS = 10, 2, 10
 TOLD_DEPTH = 0.2
 """Share of the depth of focus, pixel**2 / wavelength, to which the smallest area tells a crystal's plane: in
 noise-free waves of four simulated crystals each 0.15 at most on `small`, 0.2 on `paper-ls`, 0.4 on
@@ -234,8 +230,6 @@ class _Run:
         self.located = False
         self.distance = scan.sample_distance
         """Of the crystal that the probe comes from, m."""
-        self.drift = np.zeros((DEGREE + 1, 2))
-        """How far all positions went in the last pass, m, as polynomials in time."""
         self.stage = 1 + 0j
         """Rotation of all positions, as a complex number of modulus 1."""
         grid, probe = self.grid, first_probe(scan, mean, options.modes, rng, self.finer)
@@ -276,18 +270,12 @@ class _Run:
     # -- passes -------------------------------------------------------------------------------------
     def _settle(self, gain: float) -> None:
         """Let every frame go where, and be as bright as, the last pass found it."""
-        engine, active, grid = self.engine, self.engine.active, self.grid
+        engine, grid = self.engine, self.grid
         if self.options.refine_intensities:
             engine.even(STEADY_FRAMES)
         if self.options.refine_positions:
-            before = engine.offsets[active]
-            engine.move(grid.limit, gain=gain)
-            found = without_affine(engine.offsets, self._start(grid), active)
-            if len(active) == len(self.scan.frames):
-                pixel = np.array(grid.pixel)
-                moved, self.drift = carried_on((found - before) * pixel, self.drift)
-                found = before + moved / pixel
-            engine.offsets[active] = grid.limit(found)
+            start = self._start(grid)[engine.active]
+            engine.move(lambda offsets: grid.limit(without_affine(offsets, start)), gain=gain)
         self.located = True
 
     def _confine(self, refocus: bool = False) -> None:
@@ -376,8 +364,6 @@ class _Run:
             score = self.engine.sweep(momentum=MOMENTUM if i < LAST_SWEEPS - 1 else 0.0, locate=True)
             self.engine.vary()
             self._settle(1.5)
-            if i >= FEWEST_SWEEPS and np.sqrt((self.drift**2).mean()) < STEADY:
-                break
         self._tell(0.0, f"start: R2 {score.r2:.5f}")
         if self.options.refine_rotation:
             self.straighten()

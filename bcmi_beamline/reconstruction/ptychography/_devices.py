@@ -14,14 +14,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from bcmi_beamline.reconstruction.fourier import WORKERS, fft2, ifft2
+from bcmi_beamline.reconstruction.fourier import WORKERS, fft2, ifft2, transform_lines
 from bcmi_beamline.reconstruction.ptychography import _kernels as kernels
 from bcmi_beamline.reconstruction.ptychography._detector import Detector
 
 Array = Any
 """An array of the device."""
 
-SMALL = 2**18
+SMALL = 2**15
 """Pixels below which threads wait for each other longer than they work, most of all on a busy machine."""
 
 
@@ -34,9 +34,9 @@ class Sums:
     light: Array
     """(H, W) real: ``|probe|**2``."""
     probe: Array
-    """(k, m, N, N) complex: ``conj(image) residual`` for every part of the probe."""
+    """(k, m, h, w) complex: ``conj(image) residual`` for every part of the probe."""
     power: Array
-    """(N, N) real: ``|image|**2``."""
+    """(h, w) real: ``|image|**2``."""
     background: Array
     """(N, N) real: what the background must be multiplied with; empty where there is none."""
 
@@ -103,8 +103,9 @@ class Device(Protocol):
     ) -> Asked:
         """Compare a batch with its frames and add what it asks for to `sums`.
 
-        `parts` (k, m, N, N) are the probe and its variations, shifted to the common remainder of the batch;
-        what they are asked for is added to ``sums.probe`` still shifted.
+        `parts` (k, m, h, w) are the probe and its variations, shifted to the common remainder of the batch,
+        where they have light: outside they are 0. What they are asked for is added to ``sums.probe`` still
+        shifted.
         """
         ...
 
@@ -166,10 +167,11 @@ class Processors:
         return ifft2(a, workers=self._count)
 
     def frames(self, detector, batch, parts, image, background, sums, poisson) -> Asked:
-        b, k = len(batch.index), len(parts)
+        b, k, modes, h, w = len(batch.index), *parts.shape
+        fine = [detector.finer * n for n in detector.window]
         base = self._space("base", (k + 2, *parts.shape[1:]))
         base[0], base[3:] = parts[0], parts[1:]
-        for m in range(parts.shape[1]):
+        for m in range(modes):
             for axis in (0, 1):
                 kernels.difference(base[0, m], axis, base[1 + axis, m])
         probes = self._space("probes", (b, *parts.shape[1:]))
@@ -181,25 +183,30 @@ class Processors:
 
         def compare(low: int, high: int) -> None:
             counts, (top, left) = np.empty(detector.window, np.float32), detector.corner
+            waves = self._space(f"waves{low}", (modes, *fine))
+            lines = waves[:, :h]
             for j in range(low, high):
                 one = slice(j, j + 1)
                 which, pixels = batch.index[j], detector.sets(batch.index[j])
                 kernels.exit_waves(
                     base, batch.weights[one], image, batch.corners[one], probes[one], residuals[one]
                 )
-                waves = fft2(residuals[j], overwrite=True, workers=1)
+                waves[:, h:], lines[..., w:], lines[..., :w] = 0, 0, residuals[j]
+                transform_lines(lines, -1)  # those that are dark need not be transformed
+                transform_lines(waves, -2)
                 kernels.read_frame(detector.frames[which], top, left, counts)
                 kernels.modulus_residual(
                     waves, counts, detector.used[pixels], detector.free[pixels],
                     background, detector.spread, poisson, ratios[j], asked.score[j],
                 )  # fmt: skip
-                residuals[j] = ifft2(waves, overwrite=True, workers=1)
+                transform_lines(waves, -2, forward=False)
+                residuals[j] = transform_lines(lines, -1, forward=False)[..., :w]
                 if asked.normal is not None and asked.overlaps is not None:
                     at = (probes[one], image, batch.corners[one])
                     kernels.position_gradient(residuals[one], *at, asked.normal[one])
                     kernels.overlaps(residuals[one], base[3:], image, at[2], asked.overlaps[one])
 
-        work = b * parts[0].size
+        work = b * modes * fine[0] * fine[1]
         self._share(compare, b, work)
         gradient = self._space("gradient", base.shape)
         gradient[:] = 0
@@ -215,7 +222,7 @@ class Processors:
         self._share(gather_probe, base.shape[-2], work)
         # the adjoint of a difference is minus the difference
         along = self._space("along", base.shape[-2:])
-        for m in range(parts.shape[1]):
+        for m in range(modes):
             for axis in (0, 1):
                 kernels.difference(gradient[1 + axis, m], axis, along)
                 gradient[0, m] -= along
@@ -293,7 +300,8 @@ class Arrays:
         rows = self.put(batch.corners[:, 0, None] + np.arange(ny))[:, :, None]
         columns = self.put(batch.corners[:, 1, None] + np.arange(nx))[:, None, :]
         patches = image[rows, columns]
-        waves = self.fft2(probes * patches[:, None])
+        fine = [detector.finer * n for n in detector.window]
+        waves = xp.fft.fft2(probes * patches[:, None], s=fine, norm="ortho")
 
         model = (waves.real**2 + waves.imag**2).sum(1)
         if detector.spread:
@@ -322,7 +330,7 @@ class Arrays:
             factor = xp.kron(factor, self.put(np.ones((1, detector.finer, detector.finer), np.float32)))
         if detector.spread:
             factor = self._blur(factor, detector.spread)
-        residuals = self.ifft2(waves * factor[:, None])
+        residuals = self.ifft2(waves * factor[:, None])[..., :ny, :nx]
 
         self._add_windows(sums.image, (probes.conj() * residuals).sum(1), rows, columns)
         self._add_windows(sums.light, (probes.real**2 + probes.imag**2).sum(1), rows, columns)

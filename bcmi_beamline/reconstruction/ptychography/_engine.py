@@ -11,7 +11,8 @@ from scipy import ndimage
 
 from bcmi_beamline.reconstruction.ptychography._detector import Detector
 from bcmi_beamline.reconstruction.ptychography._devices import Array, Batch, Device, Sums, make_device
-from bcmi_beamline.reconstruction.ptychography._source import Source
+from bcmi_beamline.reconstruction.ptychography._positions import Together
+from bcmi_beamline.reconstruction.ptychography._source import Free, Source, Waves
 
 GAIN_LIMITS = 0.5, 2.0
 """Of one step of a frame's intensity."""
@@ -89,35 +90,41 @@ class Engine:
         self.active = np.arange(len(frames))
         """Frames in use."""
         self.rng, self.batch = rng, batch
-        self.steps = np.zeros_like(self.offsets)
-        """Where every frame would fit better by the last pass that located, pixels."""
+        self._asked = np.zeros_like(self.offsets)
+        """Gradient of the fit of every frame along its position, by the last pass that located."""
         self._background = np.zeros((0, 0), np.float32)
+        self._totals = np.zeros((len(frames), 2))
+        self._errors = np.zeros(len(frames))
+        self._last_r2, self._age = np.inf, 0
+        self._image = self.device.put(np.ascontiguousarray(image, np.complex64))
+        self._room = np.subtract(image.shape, probe.shape[-2:])
+        self._free = Free((ny, nx), self.device, _taper((ny, nx)) if finer > 1 else None)
         none = np.zeros((variations, *probe.shape))
-        self._place_arrays(image, self.detector.tilt() * np.concatenate([probe[None], none]))
+        parts = self.detector.tilt() * np.concatenate([probe[None], none])
+        self._choose(self._free, self.device.put(parts.astype(np.complex64)))
 
-    def _place_arrays(self, image: np.ndarray, parts: np.ndarray) -> None:
-        put = self.device.put
-        self._image = put(np.ascontiguousarray(image, np.complex64))
-        self._parts = put(np.ascontiguousarray(parts, np.complex64))
-        shape = parts.shape[-2:]
+    def _choose(self, among: Free | Source, parts: Array) -> None:
+        """Let the probe and its variations (k, m, ny, nx) be one of the waves of `among`."""
+        put, box = self.device.put, tuple(s.stop - s.start for s in among.box)
+        self._among, self._inner = among, among.hold(parts)
         self._dark = put(self._background)
         self._sums = Sums(
-            image=put(np.zeros(image.shape, np.complex64)),
-            light=put(np.zeros(image.shape, np.float32)),
-            probe=put(np.zeros(parts.shape, np.complex64)),
-            power=put(np.zeros(shape, np.float32)),
+            image=put(np.zeros(self._image.shape, np.complex64)),
+            light=put(np.zeros(self._image.shape, np.float32)),
+            probe=put(np.zeros((*parts.shape[:2], *box), np.complex64)),
+            power=put(np.zeros(box, np.float32)),
             background=put(np.zeros_like(self._background)),
         )
-        self._totals = np.zeros((len(self.offsets), 2))
-        self._errors = np.zeros(len(self.offsets))
         self._previous: tuple[Array, Array] | None = None
-        self._last_r2, self._age = np.inf, 0
-        self._fy, self._fx = (np.fft.fftfreq(n) for n in shape)
-        self._room = np.subtract(image.shape, shape)
-        self._confine = put(_taper(shape)) if self.detector.finer > 1 else None
-        self._source: Source | None = None
-        """Where the probe may be. Light moved by one far field of a pixel, with the object that it meets, is
-        almost the same light: a wider field needs to be told that the beam stands in its middle."""
+
+    @property
+    def _parts(self) -> Array:
+        """The mean probe and its variations, (k, m, ny, nx), with the detector's tilt."""
+        return self._among.waves(self._inner)
+
+    @_parts.setter
+    def _parts(self, parts: Array) -> None:
+        self._inner, self._previous = self._among.hold(parts), None
 
     # -- what it holds --------------------------------------------------------------------------------
     @property
@@ -138,7 +145,7 @@ class Engine:
     def probe(self, probe: np.ndarray) -> None:
         parts = self.device.get(self._parts)
         parts[0] = probe * self.detector.tilt()
-        self._parts, self._previous = self.device.put(parts), None
+        self._parts = self.device.put(parts)
 
     @property
     def background(self) -> np.ndarray | None:
@@ -149,7 +156,7 @@ class Engine:
     def seek_background(self, start: float) -> None:
         """Begin to fit a background, from `start` counts in every pixel."""
         self._background = np.full(self.detector.window, start, np.float32)
-        self._place_arrays(self.image, self.device.get(self._parts))
+        self._choose(self._among, self._parts)
 
     def resized(self, window: tuple[int, int], shape: tuple[int, int], offsets: np.ndarray) -> Engine:
         """Carry everything found over to another window of the detector: a finer or coarser object.
@@ -181,7 +188,7 @@ class Engine:
             self.rng, self.batch, self.detector.spread, finer, len(parts) - 1, self.device,
         )  # fmt: skip
         other.gain, other.coefficients, other.active = self.gain, self.coefficients, self.active
-        other._place_arrays(resampled, parts * other.detector.tilt())
+        other._parts = self.device.put((parts * other.detector.tilt()).astype(np.complex64))
         return other
 
     def extended(
@@ -207,9 +214,9 @@ class Engine:
             frames, self.detector.states, offsets, untilted[0], image, flux, self.rng, self.batch,
             self.detector.spread, self.detector.finer, len(untilted) - 1, self.device,
         )  # fmt: skip
-        other._place_arrays(image, self.device.get(self._parts))
+        other._choose(self._among, self._parts)
         other.offsets[:known] = self.offsets + grown
-        other.gain[:known], other.active, other._source = self.gain, self.active, self._source
+        other.gain[:known], other.active = self.gain, self.active
         return other
 
     def come_from(self, pixel: tuple[float, float], wavelength: float, distance: float) -> None:
@@ -222,21 +229,22 @@ class Engine:
         wavelength, distance : float, m
         """
         source = Source(self.detector.tilt(), self.detector.finer, pixel, wavelength, distance, self.device)
-        source.shrink(self._parts[0])
-        kept, self._source = source.project(self._parts), None
-        if _power(self.device.get(kept[0])) > SMALL_SOURCE * _power(self.device.get(self._parts[0])):
-            self._parts, self._previous, self._source = kept, None, source
+        parts = self._parts
+        source.shrink(parts[0])
+        kept, there = (_power(self.device.get(p)) for p in (source.hold(parts[0]), parts[0]))
+        self._choose(source if kept > SMALL_SOURCE * there else self._free, parts)
 
     # -- one batch --------------------------------------------------------------------------------
     def _batches(self, frames: np.ndarray | None = None) -> list[np.ndarray]:
         """Active frames, or those given, in random groups whose offsets differ by whole pixels, nearly."""
         order = self.rng.permutation(self.active if frames is None else frames)
-        cells = int(np.clip(np.sqrt(len(order) / self.batch), 6, 16))
-        row, column = np.floor(cells * ((self.offsets[order] + self.rng.uniform(0, 1, 2)) % 1)).astype(int).T
-        cell = row * cells + column
-        order = order[np.argsort(cell, kind="stable")]
-        groups = np.split(order, np.cumsum(np.bincount(cell))[:-1])
-        batches = [b for g in groups if len(g) for b in np.array_split(g, -(-len(g) // self.batch))]
+        least = int(np.clip(np.sqrt(len(order) / self.batch), 6, 16))
+        row, column = ((self.offsets[order] + self.rng.uniform(0, 1, 2)) % 1).T
+        batches = []
+        for strip in np.array_split(np.argsort(row, kind="stable"), least):
+            strip = strip[np.argsort(column[strip], kind="stable")]
+            count = max(-(-len(strip) // self.batch), min(least, len(strip)))
+            batches += [order[b] for b in np.array_split(strip, count)] if len(strip) else []
         return [batches[k] for k in self.rng.permutation(len(batches))]
 
     def _place(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -249,41 +257,70 @@ class Engine:
             raise ValueError("a frame's window leaves the object array")  # the loops do not look
         return corners.astype(np.intp), common, offsets - corners - common
 
-    def _gradient(self, index: np.ndarray, locate: bool, poisson: bool) -> np.ndarray:
-        """Add what one batch asks for to the sums; returns the sums that score it."""
+    def _gradient(
+        self, index: np.ndarray, locate: bool, poisson: bool
+    ) -> tuple[np.ndarray, np.ndarray, Waves]:
+        """Add what one batch asks for to the sums.
+
+        ``sums.probe`` is what is asked of the probe as it was shifted, and must be emptied between batches.
+
+        Returns
+        -------
+        score : ndarray, (5,)
+        common : ndarray, (2,)
+            The shift.
+        unshifted : callable
+            Brings what is asked of the shifted probe to the probe's own coordinates.
+        """
         corners, common, rest = self._place(index)
         gain = self.gain[index, None]
         weights = gain * np.concatenate([np.ones_like(gain), rest, self.coefficients[index]], axis=1)
-        y, x = (np.exp(-2j * np.pi * s * f) for s, f in zip(common, (self._fy, self._fx), strict=True))
-        moving = self.device.put((y[:, None] * x).astype(np.complex64))
-        shifted = self.device.ifft2(self.device.fft2(self._parts) * moving)
-        before, self._sums.probe = self._sums.probe, self.device.zeros(shifted)
+        shifted, unshifted = self._among.at(common)
         asked = self.device.frames(
             self.detector,
-            Batch(index, corners, weights.astype(np.float32), locate),
-            shifted, self._image, self._dark, self._sums, poisson,
+            Batch(index, corners + [s.start for s in self._among.box], weights.astype(np.float32), locate),
+            shifted(self._inner), self._image, self._dark, self._sums, poisson,
         )  # fmt: skip
-        self._sums.probe = before + self.device.fft2(self._sums.probe) * moving.conj()
         self._errors[index], self._totals[index] = asked.score[:, 0], asked.score[:, 1:3]
         if asked.normal is not None and asked.overlaps is not None:
-            self.steps[index] = _newton(asked.normal)
+            self._asked[index] = asked.normal[:, 3:]
             change, power = asked.overlaps[..., 0], asked.overlaps[..., 1]
             if power.size:
                 self._wanted[index] = gain * change / (gain**2 * power + 1e-30)
-        return asked.score.sum(axis=0)
+        return asked.score.sum(axis=0), common, unshifted
 
-    def _update(self, damp_image: float, damp_probe: float, step: float, hold_probe: bool = False) -> None:
-        """Move image and probe by `step` times their sums over what lit them, and empty the sums."""
+    def _gradients(
+        self, locate: bool, poisson: bool, frames: np.ndarray | None = None
+    ) -> tuple[np.ndarray, Array]:
+        """Add what all batches ask for to the sums, as things are; return their score and that of the probe.
+
+        The latter, (k, m, h, w), is not shifted.
+        """
+        sums, box = self._sums, (..., *self._among.box)
+        totals, spectrum = np.zeros(5), self.device.zeros(self._parts)
+        asked = self.device.zeros(spectrum)
+        for index in self._batches(frames):
+            score, common, _ = self._gradient(index, locate, poisson)
+            totals += score
+            asked[box] = sums.probe
+            spectrum = spectrum + self._free.at(common)[1](asked)
+            sums.probe *= 0
+        return totals, self._free.waves(spectrum)[box]
+
+    def _step_image(self, damp: float, step: float) -> None:
+        """Move the image by `step` times its sum over what lit it, and empty both."""
         sums = self._sums
-        self.device.step(self._image, sums, step, 1 - damp_image, damp_image * float(sums.light.max()))
-        light = (1 - damp_probe) * sums.power + damp_probe * float(sums.power.max())
-        if not hold_probe:
-            change = step * self.device.ifft2(sums.probe) / light
-            self._parts = self._parts + (change if self._source is None else self._source.project(change))
-        if self._confine is not None and self._source is None:
-            self._parts = self._parts * self._confine
-        sums.probe *= 0
-        sums.power *= 0
+        self.device.step(self._image, sums, step, 1 - damp, damp * float(sums.light.max()))
+
+    def _step_probe(self, change: Array, unshifted: Waves, damp: float, step: float) -> None:
+        """Move the probe by `step` times what is asked of it over what it met."""
+        power = self._sums.power
+        light = (1 - damp) * power + damp * float(power.max())
+        self._inner = self._among.tidy(self._inner + step * unshifted(change / light))
+
+    def _empty(self) -> None:
+        for total in (self._sums.probe, self._sums.power):
+            total *= 0
 
     # -- all frames -------------------------------------------------------------------------------
     def sweep(
@@ -312,14 +349,18 @@ class Engine:
             Change only the image.
         """
         totals = np.zeros(5)
-        image, parts = self._image * 1, self._parts * 1
+        image, inner = self._image * 1, self._inner * 1
         self._begin(locate)
         for index in self._batches():
-            totals += self._gradient(index, locate, poisson=False)
-            self._update(damp_image, damp_probe, 1.0, hold_probe)
+            score, _, unshifted = self._gradient(index, locate, poisson=False)
+            totals += score
+            self._step_image(damp_image, 1.0)
+            if not hold_probe:
+                self._step_probe(self._sums.probe, unshifted, damp_probe, 1.0)
+            self._empty()
         if momentum:
             self._image = self._image + momentum * (self._image - image)
-            self._parts = self._parts + momentum * (self._parts - parts)
+            self._inner = self._inner + momentum * (self._inner - inner)
         self._previous = None
         self._end()
         return _score(totals)
@@ -337,17 +378,19 @@ class Engine:
         is biased where less than a few counts fall on a pixel.
         """
         self._begin(locate)
-        totals = np.sum([self._gradient(index, locate, poisson) for index in self._batches()], axis=0)
+        totals, asked = self._gradients(locate, poisson)
         score = _score(totals)
         if self._previous is None or score.r2 > self._last_r2:
-            self._age, self._previous = 0, (self._image * 1, self._parts * 1)
+            self._age, self._previous = 0, (self._image * 1, self._inner * 1)
         self._last_r2 = score.r2
-        self._update(damp, damp, step)
+        self._step_image(damp, step)
+        self._step_probe(asked, self._among.at((0.0, 0.0))[1], damp, step)
+        self._empty()
         momentum = min(self._age / (self._age + 3), 0.98)
         self._age += 1
-        stepped = self._image * 1, self._parts * 1
+        stepped = self._image * 1, self._inner * 1
         self._image = self._image + momentum * (stepped[0] - self._previous[0])
-        self._parts = self._parts + momentum * (stepped[1] - self._previous[1])
+        self._inner = self._inner + momentum * (stepped[1] - self._previous[1])
         self._previous = stepped
         self._end()
         return score
@@ -365,31 +408,47 @@ class Engine:
     def probe_from(self, index: np.ndarray) -> np.ndarray:
         """Probe that frames `index` alone ask for, one step from the common one; changes nothing."""
         with self._unchanged():
-            for batch in self._batches(index):
-                self._gradient(batch, locate=False, poisson=False)
-            light = self._sums.power + 1e-3 * float(self._sums.power.max())
-            change = self.device.ifft2(self._sums.probe[0]) / light
-            probe = self._parts[0] + (change if self._source is None else self._source.project(change))
-        return self.device.get(probe) * self.detector.tilt().conj()
+            kept = self._inner
+            _, asked = self._gradients(locate=False, poisson=False, frames=index)
+            self._step_probe(asked, self._among.at((0.0, 0.0))[1], 1e-3, 1.0)
+            found, self._inner = self.probe, kept
+        return found
 
     @contextmanager
     def _unchanged(self) -> Iterator[None]:
         """Look at frames without keeping what they ask for."""
-        kept = self._totals.copy(), self._errors.copy(), self.steps.copy()
+        kept = self._totals.copy(), self._errors.copy(), self._asked.copy()
         yield
-        self._totals, self._errors, self.steps = kept
+        self._totals, self._errors, self._asked = kept
         sums = self._sums
         for total in (sums.image, sums.light, sums.probe, sums.power, sums.background):
             total *= 0
 
     # -- single frames ----------------------------------------------------------------------------
     def move(self, limit: Callable[[np.ndarray], np.ndarray], gain: float = 1.5, reach: float = 0.8) -> None:
-        """Move the active frames to where the last pass would have them; `reach` (pixels) bounds a step.
+        """Move the active frames, and the object with them, to where the last pass would have them.
 
         Their mean stays: a common shift cannot be told from a shift of the object.
+
+        Parameters
+        ----------
+        limit : callable
+            Takes where they would go, (n, 2), to where they may.
+        gain : float
+            The curvature is that of exit waves, and pixels know only half of a wave.
+        reach : float
+            Bounds a step, pixels.
         """
-        moved = gain * np.clip(self.steps[self.active], -reach, reach)
-        self.offsets[self.active] = limit(self.offsets[self.active] + moved - moved.mean(axis=0))
+        active, image = self.active, self.image
+        before = self.offsets[active]
+        power = (np.abs(self.probe) ** 2).sum(axis=0)
+        frames = Together(image, power, np.rint(before).astype(int), self.gain[active])
+        steps = gain * np.clip(frames.solve(self._asked[active]), -reach, reach)
+        self.offsets[active] = limit(before + steps - steps.mean(axis=0))
+        change = self.device.put(frames.follow(image, self.offsets[active] - before) - image)
+        self._image = self._image + change
+        if self._previous is not None:
+            self._previous = self._previous[0] + change, self._previous[1]
 
     def search(self, limit: Callable[[np.ndarray], np.ndarray], radius: float) -> int:
         """Try another place for every active frame, at random; keep those that fit clearly better.
@@ -415,7 +474,7 @@ class Engine:
         self.offsets[active] = limit(tried)
         better = self._measure() < BETTER * here
         self.offsets[~better] = before[~better]
-        self.steps[better] = 0
+        self._asked[better] = 0
         return int(better.sum())
 
     def _measure(self) -> np.ndarray:
@@ -458,7 +517,7 @@ class Engine:
         parts[1:] = np.tensordot(r * sign[:, None] / size, parts[1:], 1)
         self.coefficients[self.active] = q * sign * size
         parts[1:] = _without_shifts(parts[1:], parts[0])
-        self._parts, self._previous = self.device.put(parts.astype(np.complex64)), None
+        self._parts = self.device.put(parts.astype(np.complex64))
 
     def orthogonalise(self) -> None:
         """Turn the probe modes into orthogonal ones of falling power; the intensities stay as they are."""
@@ -467,7 +526,7 @@ class Engine:
             flat = parts[0].reshape(parts.shape[1], -1)
             _, vectors = np.linalg.eigh(flat.conj() @ flat.T)
             turned = np.einsum("mn,kmyx->knyx", vectors, parts)[:, ::-1]
-            self._parts, self._previous = self.device.put(turned.astype(np.complex64)), None
+            self._parts = self.device.put(turned.astype(np.complex64))
 
     def illumination(self) -> np.ndarray:
         """Sum over active frames of ``|probe|**2`` on the object, (H, W), float32."""
@@ -495,14 +554,6 @@ def _power(waves: np.ndarray) -> float:
 def _score(totals: np.ndarray) -> Score:
     error, counted, _, llk, free = totals
     return Score(error / counted, llk / free if free else float("nan"))
-
-
-def _newton(normal: np.ndarray) -> np.ndarray:
-    """Gauss-Newton steps (b, 2) of the offsets, damped where the object is flat."""
-    yy, yx, xx, ry, rx = normal.T
-    damp = 0.05 * (yy + xx) + 1e-30
-    yy, xx = yy + damp, xx + damp
-    return np.stack([xx * ry - yx * rx, yy * rx - yx * ry], axis=1) / (yy * xx - yx**2)[:, None]
 
 
 def _without_shifts(variations: np.ndarray, probe: np.ndarray) -> np.ndarray:

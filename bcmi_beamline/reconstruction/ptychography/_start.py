@@ -15,7 +15,7 @@ from bcmi_beamline.scans import PtychographyScan
 
 FEWEST_FRAMES = 8
 LARGEST_SCAN_PIXELS = 20_000
-MARGIN, DRIFT_MARGIN = 8, 0.5e-6
+MARGIN, DRIFT_MARGIN = 8, 1e-6
 """Pixels, and metres where there is time to drift, kept around the outermost windows for refined positions
 to move into."""
 LONG_SCAN = 200
