@@ -55,11 +55,17 @@ def free_pixels(
     rng = np.random.default_rng(seed)
     discs = separate_frames and len(shape) == 3
     offsets = _ball((0 if discs else radius,) * (len(shape) - 2) + (radius, radius))
-    free = np.zeros(shape, bool)
-    count = round(-np.log1p(-fraction) * free.size / len(offsets))
-    points = (rng.integers(0, shape, (count, len(shape)))[:, None] + offsets).reshape(-1, len(shape))
-    points = points[((points >= 0) & (points < shape)).all(axis=1)]
-    free[tuple(points.T)] = True
+    count = round(-np.log1p(-fraction) * int(np.prod(shape)) / len(offsets))
+    radii = offsets.max(axis=0)
+    wide = np.zeros([n + 2 * int(r) for n, r in zip(shape, radii, strict=True)], bool)  # islands at the edge
+    middles = rng.integers(0, shape, (count, len(shape))) + radii
+    first, flat = np.ravel_multi_index(tuple(middles.T), wide.shape), wide.reshape(-1)
+    strides = np.array(wide.strides)  # of one byte each: in elements
+    for step in offsets @ strides:
+        flat[first + step] = True
+    free = np.ascontiguousarray(
+        wide[tuple(slice(int(r), int(r) + n) for n, r in zip(shape, radii, strict=True))]
+    )
 
     box = [slice(n // 2 - half, n // 2 + half + 1) for n in shape for half in [int(protect * n / 2)]]
     if discs:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
@@ -70,6 +70,58 @@ REJECT = 0.1
 """A trial whose free log-likelihood lies by this part above the best one's is another solution: a bad one."""
 
 
+class Optics(NamedTuple):
+    """What the light of a scan meets, whatever its frames hold.
+
+    Parameters
+    ----------
+    operator_on : callable
+        Makes the operator for a window of the exit wave.
+    pixel : (y, x)
+        Of the object, m.
+    trusted : ndarray, bool
+        Where the map can be relied on; beam axis at ``n // 2``.
+    """
+
+    operator_on: Callable[[Window], FrameOperator]
+    pixel: tuple[float, float]
+    trusted: np.ndarray
+
+
+def optics(scan: RockingScan, modulator: Modulator, angles_deg: np.ndarray) -> Optics:
+    """Optics for frames at `angles_deg` (J,) of a scan, whose frames tell only how many pixels they have.
+
+    Raises
+    ------
+    ValueError
+        In one line, when scan and modulator cannot be reconciled.
+    """
+    geometry = scan.geometry.with_modulator(modulator.sample_distance)
+    ny, nx = scan.frames.shape[1:]
+    pixel = (geometry.object_pixel(ny), geometry.object_pixel(nx))
+    centres = light_centres(geometry, angles_deg, pixel)
+    spread = [ANGLES_KEPT * geometry.wavelength * geometry.modulator_distance / (2 * p**2) for p in pixel]
+    half = [int(np.abs(centres[:, i]).max() + spread[i] + LOOSE_SIZES[-1] / pixel[i]) + 2 for i in (0, 1)]
+    field, trusted = place_modulator(modulator, scan, (2 * half[0], 2 * half[1]), pixel)
+
+    def operator_on(window: Window) -> FrameOperator:
+        reach = [2 * int(np.ceil(n / 2 + s)) for n, s in zip(window.shape, spread, strict=True)]
+        return FrameOperator(
+            field,
+            window,
+            pixel,
+            geometry.wavelength,
+            modulator.sample_distance,
+            geometry.propagation_distance,
+            (ny, nx),
+            centres + window.centre,
+            (reach[0], reach[1]),
+            walk=centres,
+        )
+
+    return Optics(operator_on, pixel, trusted)
+
+
 def prepare(
     scan: RockingScan,
     modulator: Modulator,
@@ -102,39 +154,17 @@ def prepare(
     ValueError
         In one line, when the two cannot be reconciled.
     """
-    geometry = scan.geometry.with_modulator(modulator.sample_distance)
-    ny, nx = scan.frames.shape[1:]
-    pixel = (geometry.object_pixel(ny), geometry.object_pixel(nx))
-    centres = light_centres(geometry, scan.angles_deg, pixel)
-    spread = [ANGLES_KEPT * geometry.wavelength * geometry.modulator_distance / (2 * p**2) for p in pixel]
-    half = [int(np.abs(centres[:, i]).max() + spread[i] + LOOSE_SIZES[-1] / pixel[i]) + 2 for i in (0, 1)]
-    field, trusted = place_modulator(modulator, scan, (2 * half[0], 2 * half[1]), pixel)
+    operator_on, pixel, trusted = optics(scan, modulator, scan.angles_deg)
     if free is None:
         free = free_pixels(scan.frames.shape, scan.mask, free_fraction)
     targets = make_targets(scan, free)
     flux = np.ones(len(targets)) if scan.flux is None else scan.flux / scan.flux.mean()
-
-    def operator_on(window: Window) -> FrameOperator:
-        reach = [2 * int(np.ceil(n / 2 + s)) for n, s in zip(window.shape, spread, strict=True)]
-        return FrameOperator(
-            field,
-            window,
-            pixel,
-            geometry.wavelength,
-            modulator.sample_distance,
-            geometry.propagation_distance,
-            (ny, nx),
-            centres + window.centre,
-            (reach[0], reach[1]),
-            walk=centres,
-        )
-
     beam = None
     if window is None:
-        window, beam = find_crystal(
-            operator_on, targets, scan.angles_deg, modulator, np.random.default_rng(seed), support
-        )
+        rng = np.random.default_rng(seed)
+        window, beam = find_crystal(operator_on, pixel, targets, scan.angles_deg, modulator, rng, support)
     operator = operator_on(window)
+    geometry = scan.geometry.with_modulator(modulator.sample_distance)
     rocking = RockingOperator(geometry, scan.angles_deg, pixel, window)
     trust = frame_trust(operator, trusted, rocking)
     if not (trust > TRUST_NONE).any():
@@ -174,19 +204,21 @@ def frame_trust(operator: FrameOperator, trusted: np.ndarray, rocking: RockingOp
     """Part of each frame's light that meets the trusted map, (J,), were the crystal unstrained.
 
     The light of a uniform crystal that fills the middle of the window, walking over the modulator as the
-    crystal rocks.
+    crystal rocks; to a few per cent, from the rows that the operator computes.
     """
     ny, nx = operator.window.shape
     disc = np.multiply.outer(np.hanning(ny + 2)[1:-1], np.hanning(nx + 2)[1:-1])
 
     def part(j: int) -> float:
         rows, columns = (operator.patch_indices(j, axis) + trusted.shape[axis] // 2 for axis in (0, 1))
-        known = trusted[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-        if known.all():
+        if trusted[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all():
             return 1.0
         wave = disc * rocking.tilt(slice(j, j + 1))[0]
-        light = np.abs(operator.to_modulator(wave.astype(np.complex64), j)) ** 2
-        return float(light[known].sum() / light.sum())
+        rows, light = operator.rows_before(wave.astype(np.complex64), j)
+        step = int(rows[1] - rows[0])
+        about = (rows + trusted.shape[0] // 2 - step // 2)[:, None] + np.arange(step)
+        known = trusted[:, columns[0] : columns[-1] + 1][about.clip(0, len(trusted) - 1)].mean(axis=1)
+        return float((light * known).sum() / light.sum())
 
     return np.array(each(part, range(len(rocking.kappa))))
 
@@ -260,13 +292,43 @@ def conclude(
         As for `solve`.
     """
     say = report or (lambda *_: None)
-    after = _progress(problem, iterations, report, tighten=True)
-    moving, sentinels = drift == "free", None
-    peak = int(np.argmin(np.abs(problem.rocking.kappa)))
-    if moving and problem.sentinels is not None and peak in reached:
-        sentinels = sentinel_shifts(problem, waves[peak], peak, *problem.sentinels)
+    sentinels = places_shown(problem, waves, reached) if drift == "free" else None
     say(0.31, "phases and places of the frames")
-    solution = combine(problem, waves, reached, moving, sentinels)
+    solution = combine(problem, waves, reached, drift == "free", sentinels)
+    return finish(problem, solution, iterations, drift, sentinels, report)
+
+
+def places_shown(
+    problem: Problem, waves: np.ndarray, reached: np.ndarray
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """What the sentinels tell, as `sentinel_shifts`; None without them, or where the peak was not solved."""
+    peak = int(np.argmin(np.abs(problem.rocking.kappa)))
+    if problem.sentinels is None or peak not in reached:
+        return None
+    return sentinel_shifts(problem, waves[peak], peak, *problem.sentinels)
+
+
+def finish(
+    problem: Problem,
+    solution: Solution,
+    iterations: int,
+    drift: Drift = "free",
+    sentinels: tuple[np.ndarray, np.ndarray] | None = None,
+    report: Progress | None = None,
+) -> Solution:
+    """All frames together, from a crystal that is nearly right.
+
+    Parameters
+    ----------
+    problem : Problem
+    solution : Solution
+        With the drift so far.
+    iterations, drift, report
+        As for `solve`.
+    sentinels : (shifts, after), optional
+        From `places_shown`.
+    """
+    after, moving = _progress(problem, iterations, report, tighten=True), drift == "free"
     pixels = np.zeros((2, 2)) if solution.shifts is None else solution.shifts / problem.metres_per_pixel
     settle = min(SETTLE, iterations)
 

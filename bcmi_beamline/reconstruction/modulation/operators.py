@@ -280,6 +280,16 @@ class FrameOperator:
             light * self._fast_phase(self.patch_indices(frame, 0))[:, None] if self._rows.step > 1 else light
         )
 
+    def rows_before(self, wave: np.ndarray, frame: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Intensity before the modulator on those rows of the patch that are computed.
+
+        Their pixel coordinates (m,), 0 on the beam axis, and the intensity (m, columns).
+        """
+        rows = self._first[frame, 0] - self._rows.before + self._rows.step * np.arange(self._rows.count)
+        inside = (rows >= self._first[frame, 0]) & (rows < self._first[frame, 0] + self.reach[0])
+        light = self._few_rows(wave, frame, None)[inside]
+        return rows[inside], np.real(light) ** 2 + np.imag(light) ** 2
+
     def from_modulator(self, light: np.ndarray, frame: int = 0, shift: Shift = None) -> np.ndarray:
         """Adjoint of `to_modulator`: back to the exit window."""
         if self._rows.step > 1:

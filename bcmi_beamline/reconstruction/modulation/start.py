@@ -8,6 +8,7 @@ crystal since, and a start from the wrong place fails: a fit of the wave to its 
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 
 import numpy as np
 from scipy.stats import poisson
@@ -15,6 +16,7 @@ from scipy.stats import poisson
 from bcmi_beamline.reconstruction.modulation.operators import FrameOperator, Window
 from bcmi_beamline.reconstruction.modulation.slices import (
     ANSCOMBE,
+    descend,
     frame_counts,
     modulus_step,
     scale_to_counts,
@@ -35,7 +37,16 @@ STEPS = 10
 """Of conjugate gradients for the beam at one place."""
 
 CANDIDATES = 3
-"""Places from which the beam is fitted."""
+"""Places from which the beam is fitted, until one fits."""
+
+SPARSE = 4
+"""Every so many rows and columns of pixels tell where the beam meets the modulator; but no less than"""
+
+FEWEST = 64
+"""rows and columns."""
+
+MORE_STEPS = 30
+"""Of conjugate gradients for a wave that is put on another window."""
 
 PEAK = 0.1
 """Part of the brightest frame's counts that the frame at the peak must have, or it is not there."""
@@ -58,6 +69,14 @@ def excess(operator: FrameOperator, wave: np.ndarray, target: np.ndarray, frame:
     psi = operator.forward(wave, frame)
     expected = np.interp(operator.intensity(psi)[target >= 0], _MEANS, _NOISE).sum()
     return modulus_step(psi, target, operator.neighbour, operator.background)[0] / max(float(expected), 1e-30)
+
+
+def warm_up(operator: FrameOperator, target: np.ndarray) -> None:
+    """Compile, or load, what solves frames, while there is none to be solved."""
+    wave = np.ones(operator.window.shape, np.complex64)
+    wave, _ = solve_wave(operator, scale_to_counts(operator, wave, target, 0), target, 0, 2)
+    excess(operator, wave, target, 0)
+    descend(operator, wave, target, 0)
 
 
 def register(
@@ -87,9 +106,6 @@ def register(
     """
     beam = scale_to_counts(operator, beam, target, frame)
 
-    def at(moved: tuple[int, int]) -> np.ndarray:
-        return np.roll(beam, moved, (0, 1))
-
     def settled(wave: np.ndarray, moved: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int], float]:
         region = np.roll(inside, moved, (0, 1))
         wave, _ = solve_wave(operator, wave * region, target, frame, STEPS, inside=region)
@@ -102,21 +118,34 @@ def register(
     reach = [int(FARTHEST / p / s) for p, s in zip(operator.pixel, strides, strict=True)]
     rows, columns = (s * np.arange(-n, n + 1) for s, n in zip(strides, reach, strict=True))
     places = [(int(r), int(c)) for r in rows for c in columns]
+    few, seen = thinned(operator, target)
+    dim = scale_to_counts(few, beam, seen, frame)
 
     def misfit(moved: tuple[int, int]) -> float:
-        return modulus_step(
-            operator.forward(at(moved), frame), target, operator.neighbour, operator.background
-        )[0]
+        psi = few.forward(np.roll(dim, moved, (0, 1)), frame)
+        return modulus_step(psi, seen, few.neighbour, few.background)[0]
 
-    nearest = np.argsort(each(misfit, places))[:CANDIDATES]
-    tried = each(lambda n: settled(at(places[n]), places[n]), nearest)
-    wave, moved, _ = min([found, *tried], key=lambda f: f[2])
-    return settled(wave, moved)
+    for n in np.argsort(each(misfit, places))[:CANDIDATES]:
+        found = min(found, settled(np.roll(beam, places[n], (0, 1)), places[n]), key=lambda f: f[2])
+        if found[2] < FITS:
+            break
+    return settled(*found[:2])
+
+
+def thinned(operator: FrameOperator, target: np.ndarray) -> tuple[FrameOperator, np.ndarray]:
+    """Every `SPARSE`-th row and column of the detector, to try many places: sampled, not integrated."""
+    ny, nx = operator.detector_shape
+    by = max(n for n in range(1, SPARSE + 1) if n == 1 or not (ny % n or nx % n or min(ny, nx) < n * FEWEST))
+    few = copy(operator)
+    few.detector_shape = (ny // by, nx // by)
+    few.neighbour = operator.neighbour if by == 1 else 0.0
+    return few, np.ascontiguousarray(target[::by, ::by])
 
 
 def find_crystal(
     operator_on: Callable[[Window], FrameOperator],
-    targets: np.ndarray,
+    pixel: tuple[float, float],
+    targets: np.ndarray | list[np.ndarray],
     angles_deg: np.ndarray,
     modulator: Modulator,
     rng: np.random.Generator,
@@ -128,7 +157,9 @@ def find_crystal(
     ----------
     operator_on : callable
         Makes the operator for a window.
-    targets : ndarray, (J, Ny, Nx)
+    pixel : (y, x)
+        Of the object, m.
+    targets : ndarray, (J, Ny, Nx), or a list of its frames
         From `make_targets`.
     angles_deg : ndarray, (J,)
         The beam was calibrated at 0.
@@ -147,7 +178,7 @@ def find_crystal(
     known = None if support is None else Window((support.shape[1], support.shape[2]))
     peak, light = int(np.argmin(np.abs(angles_deg))), frame_counts(targets)
     if modulator.probe.any() and light[peak] > PEAK * light.max():
-        loose = _window(operator_on, LOOSE_SIZES[-1], targets.shape[1:])
+        loose = _window(pixel, LOOSE_SIZES[-1], targets[peak].shape)
         operator = operator_on(loose)
         beam = beam_at_crystal(modulator, operator, peak)
         about, whole = window_around(beam, loose)
@@ -157,34 +188,42 @@ def find_crystal(
             centre = about.centre[0] + moved[0], about.centre[1] + moved[1]
             window = known or Window(about.shape, centre)
             return window, (_on_window(wave, loose, window), peak)
-    return known or _window_from_noise(operator_on, targets, int(np.argmax(light)), rng), None
+    return known or _window_from_noise(operator_on, pixel, targets, int(np.argmax(light)), rng), None
 
 
 def _window_from_noise(
     operator_on: Callable[[Window], FrameOperator],
-    targets: np.ndarray,
+    pixel: tuple[float, float],
+    targets: np.ndarray | list[np.ndarray],
     frame: int,
     rng: np.random.Generator,
 ) -> Window:
-    """By solving `frame` in ever larger windows, until what is found does not reach the edge.
+    """By solving `frame` in ever larger windows, until what fits it does not reach the edge.
 
-    The crystal is cut in a window that is too small, and noise fills all of it where the phases failed.
+    The crystal is cut in a window that is too small. In one that is too large the phases can fail, and noise
+    fills all of it. So a window in which the frame is solved, but for an edge, is moved rather than enlarged.
     """
-    window = Window((2, 2))
+    target, tried = targets[frame], []
     for size in LOOSE_SIZES:
-        loose = _window(operator_on, size, targets.shape[1:])
-        wave, _ = solve_from_noise(operator_on(loose), targets[frame], frame, rng)
+        loose = _window(pixel, size, target.shape)
+        operator = operator_on(loose)
+        wave, _ = solve_from_noise(operator, target, frame, rng)
         window, whole = window_around(wave, loose)
-        if whole:
-            break
-    return window
+        fits = excess(operator, wave, target, frame)
+        if fits < FITS and not whole:
+            moved = Window(loose.shape, window.centre)
+            operator = operator_on(moved)
+            wave, _ = solve_wave(operator, _on_window(wave, loose, moved), target, frame, MORE_STEPS)
+            window, whole = window_around(wave, moved)
+            fits = excess(operator, wave, target, frame)
+        if whole and fits < FITS:
+            return window
+        tried.append((fits, window))
+    return min(tried, key=lambda t: t[0])[1]
 
 
-def _window(
-    operator_on: Callable[[Window], FrameOperator], size: float, detector_shape: tuple[int, ...]
-) -> Window:
+def _window(pixel: tuple[float, float], size: float, detector_shape: tuple[int, ...]) -> Window:
     """About the axis, of edge `size` in m, but no more than half the field."""
-    pixel = operator_on(Window((2, 2))).pixel
     half = [min(int(np.ceil(size / p / 2)), n // 4) for p, n in zip(pixel, detector_shape, strict=True)]
     return Window((2 * half[0], 2 * half[1]))
 

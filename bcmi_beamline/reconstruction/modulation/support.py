@@ -13,6 +13,9 @@ from bcmi_beamline.reconstruction.modulation.operators import (
 )
 from bcmi_beamline.scans import Modulator
 
+SPECK = 0.02
+"""A part of a wave that lies apart and has less than this part of the light of the brightest is noise."""
+
 
 def thickness_from_counts(counts: np.ndarray, kappa: np.ndarray) -> float:
     """Longest chord of the crystal along z', m, from the counts of each frame.
@@ -55,6 +58,8 @@ def window_around(
 ) -> tuple[Window, bool]:
     """The smallest even window that holds a wave, given on `loose`, with `margin` of its size all around.
 
+    Specks of noise beside it do not count.
+
     Returns
     -------
     window : Window
@@ -62,7 +67,11 @@ def window_around(
         False where the wave reaches the edge of `loose`, and may go on beyond it.
     """
     inside = ndimage.gaussian_filter(np.abs(wave), 0.7)
-    inside = inside > threshold * inside.max()
+    inside = np.where(inside > threshold * inside.max(), inside, 0)
+    speck = np.zeros(wave.shape, int)
+    ndimage.label(inside, np.ones((3, 3)), output=speck)
+    light = np.bincount(speck.ravel(), inside.ravel() ** 2)
+    inside = (light > SPECK * light.max())[speck]
     shape, centre, whole = [], [], True
     for axis in (0, 1):
         hit = np.flatnonzero(inside.any(axis=1 - axis))
