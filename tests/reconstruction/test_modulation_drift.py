@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from bcmi_beamline.geometry import Geometry
 from bcmi_beamline.reconstruction.fourier import fft2
+from bcmi_beamline.reconstruction.modulation.chain import even_out
 from bcmi_beamline.reconstruction.modulation.drift import sentinel_shifts, shift_equations, smooth_walk
+from bcmi_beamline.reconstruction.modulation.driver import EVENED
 from bcmi_beamline.reconstruction.modulation.focus import Unevenness, focus_moving
 from bcmi_beamline.reconstruction.modulation.operators import (
     FrameOperator,
@@ -17,7 +19,7 @@ from bcmi_beamline.reconstruction.modulation.operators import (
     Window,
     slow_transform,
 )
-from bcmi_beamline.reconstruction.modulation.refine import Problem, move
+from bcmi_beamline.reconstruction.modulation.refine import Problem, Solution, move
 
 GEOMETRY = Geometry(modulator_distance=1e-3)
 PIXEL = 38e-9
@@ -154,3 +156,45 @@ def test_a_crystal_that_walks_is_found_where_it_is_most_even(with_sentinels):
     assert found - true < 0.3 * (still - true)
     assert spread(shifts - path) < (0.25 if with_sentinels else 0.4) * spread(path)
     assert np.abs(phases).max() < 3
+
+
+def aberrated(phase, walk):
+    """A problem whose fitted crystal has a smooth error of its frames' phases and places."""
+    rocking, matrix, crystal = even_crystal()
+    waves, tilt = slow_transform(matrix, crystal), rocking.tilt(slice(None))
+    at = (np.arange(49) - 24) / 8  # most of the light is between -1 and 1
+    turned = move(fft2(waves / tilt), np.outer(walk * at**2, (1, -0.7))) * tilt
+    turned *= np.exp(1j * phase * at**3)[:, None, None].astype(np.complex64)
+    image = slow_transform(matrix.conj().T, turned)
+    window = Window(crystal.shape[1:])
+    film = np.ones((N, N), np.complex64)
+    optics = (PIXEL, PIXEL), GEOMETRY.wavelength, 1e-3, 5.0, (N, N)
+    operator = FrameOperator(film, window, *optics, np.zeros((49, 2), int), (80, 80))
+    ones, region = np.ones(49, np.float32), np.ones(crystal.shape, bool)
+    light = np.square(np.abs(waves)).sum(axis=(1, 2))
+    targets = np.sqrt(np.broadcast_to(light[:, None, None], (49, 1, 1)) + np.float32(ANSCOMBE))
+    problem = Problem(operator, rocking, targets, ones, ones, region, 1e-7)
+    return problem, Solution(image, region, np.zeros((49, 2))), crystal
+
+
+def alike(a, b):
+    """Correlation of two crystals where they fit best, whole pixels of shift."""
+    overlap = np.fft.ifftn(np.fft.fftn(a) * np.fft.fftn(b).conj())
+    return np.abs(overlap).max() / np.linalg.norm(a) / np.linalg.norm(b)
+
+
+def test_a_fitted_crystal_with_a_smooth_aberration_is_made_even():
+    problem, bent, crystal = aberrated(phase=2.0, walk=1.0)
+    evened, gain = even_out(problem, bent)
+    assert gain > 0.3
+    assert alike(evened.image, crystal) > alike(bent.image, crystal) + 0.02
+    again, less = even_out(problem, evened)
+    assert less < 0.5 * gain
+    assert np.ptp(again.shifts, axis=0).max() > 0
+
+
+def test_a_crystal_that_is_even_stays_as_it_is():
+    problem, right, crystal = aberrated(phase=0.0, walk=0.0)
+    evened, gain = even_out(problem, right)
+    assert gain < EVENED
+    assert alike(evened.image, crystal) > 0.995

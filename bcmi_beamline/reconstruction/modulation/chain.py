@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -38,6 +39,13 @@ EVENNESS = 0.4
 """Power of the unevenness by which a misfit is multiplied to compare answers. After a few passes a crystal
 that has been pulled together can fit as well as the right one, but it is three times as uneven; a crystal of
 grains, which is uneven, fits twice as well as an answer that is not."""
+
+
+FAINT = 0.003
+"""Part of the brightest frame's counts below which a frame does not tell how even the crystal is."""
+
+EVEN_STEPS = 60
+"""Of descent, at most, each time a fitted crystal is made more even."""
 
 
 def neighbour_weights(
@@ -138,6 +146,53 @@ def chain(
     return waves, order
 
 
+def even_out(
+    problem: Problem, solution: Solution, sentinels: tuple[np.ndarray, np.ndarray] | None = None
+) -> tuple[Solution, float]:
+    """Smooth phases and a walk of the frames that make a fitted crystal more even.
+
+    What descent on the counts hardly moves: each frame fits as well with another phase, and nearly as well
+    with its wave moved and the crystal's drift with it.
+
+    Parameters
+    ----------
+    problem : Problem
+    solution : Solution
+        Not changed.
+    sentinels : (shifts, after), optional
+        From `sentinel_shifts`.
+
+    Returns
+    -------
+    solution : Solution
+        Without a history.
+    gain : float
+        Part of the unevenness that is gone.
+    """
+    frames = np.flatnonzero(problem.counts * (problem.weight > 0) > FAINT * problem.counts.max())
+    matrix, tilt = problem.matrix[frames], problem.rocking.tilt(frames)
+    waves = slow_transform(matrix, solution.image)
+    uneven, still = Unevenness(waves, matrix, problem.region, tilt), np.zeros(len(frames))
+    pixels = np.zeros((len(problem.counts), 2))
+    if solution.shifts is not None:
+        pixels = solution.shifts / problem.metres_per_pixel
+    left = None if sentinels is None else (sentinels[0] - pixels[sentinels[1]], sentinels[1])
+    kappa = problem.rocking.kappa[frames]
+    phases, walk = focus_moving(uneven, kappa, still, frames, problem.counts, left, EVEN_STEPS)
+    gain = 1 - uneven.moved(phases, walk[frames])[0] / uneven(still)[0]
+    turned = move(fft2(waves / tilt), -walk[frames]) * tilt
+    turned *= np.exp(1j * phases).astype(np.complex64)[:, None, None]
+    image = solution.image + slow_transform(matrix.conj().T, turned - waves)
+    support = problem.tightened(image, 0.2, problem.region)
+    shifts = (pixels + walk) * problem.metres_per_pixel
+    return replace(copy_of(solution), image=image * support, support=support, shifts=shifts), gain
+
+
+def weighed(solution: Solution) -> float:
+    """Error and unevenness of a solution as one number: the lower, the better."""
+    return solution.error[-1] * unevenness(solution.image) ** EVENNESS
+
+
 def combine(
     problem: Problem,
     waves: np.ndarray,
@@ -192,4 +247,4 @@ def combine(
     tried.append(Solution(image * support, support))
     part = problem.only(reached)
     fitted = [refine(part, solution, passes) for solution in tried]
-    return copy_of(min(fitted, key=lambda s: s.error[-1] * unevenness(s.image) ** EVENNESS))
+    return copy_of(min(fitted, key=weighed))

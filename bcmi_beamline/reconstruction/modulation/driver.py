@@ -12,7 +12,8 @@ import numpy as np
 from bcmi_beamline.geometry import Geometry
 from bcmi_beamline.reconstruction.free_pixels import free_pixels
 from bcmi_beamline.reconstruction.modes import align_trials, eigen_modes, spread
-from bcmi_beamline.reconstruction.modulation.chain import chain, combine
+from bcmi_beamline.reconstruction.modulation.border import border_for, with_border
+from bcmi_beamline.reconstruction.modulation.chain import chain, combine, even_out, weighed
 from bcmi_beamline.reconstruction.modulation.drift import DriftFollower, sentinel_shifts, usual_step
 from bcmi_beamline.reconstruction.modulation.operators import (
     ANGLES_KEPT,
@@ -59,6 +60,10 @@ SETTLE = 2
 LOOK = 2
 """Passes between two looks at the drift."""
 
+EVEN_ROUNDS, EVENED = 4, 0.03
+"""A fitted crystal is made more even, and fitted again, so many times, as long as so much of the unevenness
+goes at a time."""
+
 GAIN = 0.01
 """Part by which a fit of each frame's brightness, or of a background, must lower the misfit of the free
 pixels, which no step has seen."""
@@ -88,8 +93,12 @@ class Optics(NamedTuple):
     trusted: np.ndarray
 
 
-def optics(scan: RockingScan, modulator: Modulator, angles_deg: np.ndarray) -> Optics:
+def optics(
+    scan: RockingScan, modulator: Modulator, angles_deg: np.ndarray, border: tuple[int, int] = (0, 0)
+) -> Optics:
     """Optics for frames at `angles_deg` (J,) of a scan, whose frames tell only how many pixels they have.
+
+    `border` rows and columns are added at either end, as by `with_border`.
 
     Raises
     ------
@@ -97,7 +106,7 @@ def optics(scan: RockingScan, modulator: Modulator, angles_deg: np.ndarray) -> O
         In one line, when scan and modulator cannot be reconciled.
     """
     geometry = scan.geometry.with_modulator(modulator.sample_distance)
-    ny, nx = scan.frames.shape[1:]
+    ny, nx = (n + 2 * b for n, b in zip(scan.frames.shape[1:], border, strict=True))
     pixel = (geometry.object_pixel(ny), geometry.object_pixel(nx))
     centres = light_centres(geometry, angles_deg, pixel)
     spread = [ANGLES_KEPT * geometry.wavelength * geometry.modulator_distance / (2 * p**2) for p in pixel]
@@ -131,6 +140,7 @@ def prepare(
     seed: int = 0,
     free: np.ndarray | None = None,
     window: Window | None = None,
+    border: tuple[int, int] | None = None,
 ) -> Problem:
     """Check that scan and modulator belong together, and make everything the steps need.
 
@@ -148,16 +158,22 @@ def prepare(
         The free pixels themselves, instead of `free_fraction`; masked ones do not count.
     window : Window, optional
         Where the exit wave may be, where that is known.
+    border : (rows, columns), optional
+        Pixels added at either end of the frames, for light that leaves them; where not told, and no support
+        or window on the grid of the frames is given, as many as the frames ask for.
 
     Raises
     ------
     ValueError
         In one line, when the two cannot be reconciled.
     """
-    operator_on, pixel, trusted = optics(scan, modulator, scan.angles_deg)
     if free is None:
         free = free_pixels(scan.frames.shape, scan.mask, free_fraction)
     targets = make_targets(scan, free)
+    if border is None:
+        border = border_for(targets) if support is None and window is None else (0, 0)
+    targets = with_border(targets, border)
+    operator_on, pixel, trusted = optics(scan, modulator, scan.angles_deg, border)
     flux = np.ones(len(targets)) if scan.flux is None else scan.flux / scan.flux.mean()
     beam = None
     if window is None:
@@ -189,7 +205,7 @@ def prepare(
         tighten=support is None,
         sentinels=None
         if scan.sentinels is None
-        else (sentinel_targets(scan), np.asarray(scan.sentinel_after)),
+        else (with_border(sentinel_targets(scan), border), np.asarray(scan.sentinel_after)),
     )
 
 
@@ -332,7 +348,7 @@ def finish(
     pixels = np.zeros((2, 2)) if solution.shifts is None else solution.shifts / problem.metres_per_pixel
     settle = min(SETTLE, iterations)
 
-    def together(problem: Problem, solution: Solution) -> Solution:
+    def together(problem: Problem, solution: Solution, passes: int = iterations - settle) -> Solution:
         look = DriftFollower(problem, usual_step(pixels), sentinels)
 
         def follow(passed: int, state: Solution) -> None:
@@ -340,9 +356,11 @@ def finish(
             if moving and (passed + 1) % LOOK == 0:
                 look(state)
 
-        return refine(problem, solution, iterations - settle, follow, SUBSETS)
+        return refine(problem, solution, passes, follow, SUBSETS)
 
     solution = together(problem, solution)
+    if moving and problem.tighten and iterations > settle:
+        solution = evened_out(problem, solution, sentinels, together)
     if iterations > settle:
         problem, solution = over_background(problem, solution, together)
     held = refine(problem, copy_of(solution), settle, after)
@@ -350,6 +368,28 @@ def finish(
         return joined(solution, held)
     freed = refine(problem, copy_of(solution), settle, fit_brightness=True)
     return joined(solution, freed if freed.score < (1 - GAIN) * held.score else held)
+
+
+def evened_out(
+    problem: Problem,
+    solution: Solution,
+    sentinels: tuple[np.ndarray, np.ndarray] | None,
+    together: Callable[[Problem, Solution, int], Solution],
+) -> Solution:
+    """The solution, made more even and fitted again as long as it gains by it.
+
+    Descent on the counts leaves a smooth aberration of the frames' phases and places where the chain left a
+    large one: most crystals have none by now, and stay as they are.
+    """
+    for _ in range(EVEN_ROUNDS):
+        evened, gain = even_out(problem, solution, sentinels)
+        if gain < EVENED:
+            break
+        evened = together(problem, evened, LOOK)
+        if not weighed(evened) < weighed(solution):
+            break
+        solution = joined(solution, evened)
+    return solution
 
 
 def over_background(
@@ -459,7 +499,8 @@ def reconstruct(
     iterations : int
         Passes over all frames after the chain.
     support : ndarray, (n_zeta, ny, nx), bool, optional
-        Known support on the grid of a result; else it is found.
+        Known support on the grid of a result (`RockingOperator.voxel` and the object pixel); else it is
+        found, and pixels are finer where the light leaves the window of the detector (`border`).
     progress : callable, optional
         Given the fraction done and a line.
     method : {"chain", "paper"}
@@ -551,6 +592,10 @@ def make_result(
             "trial_scores": [float(s.score) for s in solutions],
             "trials_rejected": len(ranked) - len(kept),
             "background_counts": float(best.background),
+            "border": [
+                (n - m) // 2
+                for n, m in zip(problem.operator.detector_shape, scan.frames.shape[1:], strict=True)
+            ],
             **spread(images, best.support),
         },
     )

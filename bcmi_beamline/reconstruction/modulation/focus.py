@@ -148,6 +148,7 @@ def focus_moving(
     frames: np.ndarray,
     light: np.ndarray,
     sentinels: tuple[np.ndarray, np.ndarray] | None = None,
+    steps: int = 100,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Smooth phases and a walk of the crystal that together make it most even.
 
@@ -163,6 +164,8 @@ def focus_moving(
         Of all frames of the scan: the mean place over the light of `frames` is 0.
     sentinels : (shifts, after), optional
         From `sentinel_shifts`: pixels (S, 2), and the frame after which each was taken.
+    steps : int
+        Of descent, at most.
 
     Returns
     -------
@@ -190,5 +193,5 @@ def focus_moving(
         return level, np.concatenate([basis.T @ by_phase, by_step.ravel()])
 
     start = np.concatenate([np.linalg.lstsq(basis, phases, rcond=None)[0], np.zeros(2 * (count - 1))])
-    end = minimize(value, start, jac=True, method="L-BFGS-B", options={"maxiter": 100})
+    end = minimize(value, start, jac=True, method="L-BFGS-B", options={"maxiter": steps})
     return basis @ end.x[:orders], walk @ end.x[orders:].reshape(-1, 2)
