@@ -7,8 +7,11 @@ from scipy import ndimage
 from bcmi_beamline.geometry import Geometry
 from bcmi_beamline.reconstruction.conventional import Recipe, prepare, reconstruct
 from bcmi_beamline.reconstruction.conventional._guided import breed, score
-from bcmi_beamline.reconstruction.conventional._trial import Trial
-from bcmi_beamline.reconstruction.fourier import to_centre, to_corner
+from bcmi_beamline.reconstruction.conventional._prepare import bridge
+from bcmi_beamline.reconstruction.conventional._reconstruct import Task
+from bcmi_beamline.reconstruction.conventional._support import autocorrelation_support
+from bcmi_beamline.reconstruction.conventional._trial import Trial, central_half, finer, resampled
+from bcmi_beamline.reconstruction.fourier import ifftn, to_centre, to_corner
 from bcmi_beamline.reconstruction.metrics import compare
 from bcmi_beamline.reconstruction.strain import strain
 from bcmi_beamline.scans import Reconstruction, RockingScan
@@ -195,6 +198,109 @@ def test_half_a_support_is_whole_again_at_the_end():
             rock(truth, angles()), trials=1, iterations=iterations, recipe=recipe, support=truth
         )
         assert result.support.sum() == pytest.approx(truth.support.sum(), rel=0.05)
+
+
+# -- where the crystal is --------------------------------------------------------------------------------
+def strained(n_pixels=N, mask=None):
+    """So bent (20 rad) that few of its autocorrelation's values exceed a hundredth of the peak."""
+    truth = crystal(Geometry(pixel_size=PIXEL), bend=6.0, n_pixels=n_pixels)
+    return truth, rock(truth, angles(), counts=1e7, mask=mask)
+
+
+def covered(support, truth):
+    """The largest part of a crystal that a support holds, wherever it stands."""
+    fit = np.fft.ifftn(np.fft.fftn(truth.support) * np.fft.fftn(support).conj()).real
+    return fit.max() / truth.support.sum()
+
+
+def test_a_bent_crystal_is_seen_in_its_whole_size():
+    truth, scan = strained()
+    for size, axis in zip(prepare(scan, binning=1).extent, range(3), strict=True):
+        width = np.ptp(np.flatnonzero(truth.support.any(axis=tuple(a for a in range(3) if a != axis)))) + 1
+        assert 0.9 < size / (width / truth.support.shape[axis]) < 1.4
+
+
+def test_the_first_support_holds_a_bent_crystal_and_little_else():
+    truth, scan = strained()
+    start = autocorrelation_support(prepare(scan, binning=1))
+    assert covered(start, truth) > 0.95
+    assert start.sum() < 2 * truth.support.sum()
+
+
+def test_gaps_and_missing_angles_change_the_first_support_little():
+    mask = np.zeros((N, N), bool)
+    mask[19:21] = True
+    mask[:, 9] = True
+    truth, scan = strained(mask=mask)
+    keep = np.delete(np.arange(J), [7, 20])
+    scan = RockingScan(scan.frames[keep], scan.angles_deg[keep], mask, scan.geometry)
+    pattern = prepare(scan, binning=1)
+    filled = bridge(pattern)
+    assert np.array_equal(filled[~pattern.mask], pattern.counts[~pattern.mask])
+    whole = prepare(strained()[1], binning=1).counts
+    wrong = np.abs(np.sqrt(filled) - np.sqrt(whole))[pattern.mask]
+    assert np.square(wrong).mean() < 0.5 * whole[pattern.mask].mean()
+    start = autocorrelation_support(pattern)
+    assert covered(start, truth) > 0.95
+    assert start.sum() < 2.5 * truth.support.sum()
+
+
+def test_the_first_support_is_held_and_then_shrinks():
+    scan = rock(crystal(Geometry(pixel_size=PIXEL)), angles())
+    task = Task.of(scan, None, Recipe(hold=1.0, coarse=0), seed=0, iterations=80)
+    held = task.job()(0, lambda *_: None)
+    assert np.array_equal(held.support, task.start)
+    task.recipe = Recipe(hold=0.5, coarse=0)
+    assert not np.array_equal(task.job()(0, lambda *_: None).support, task.start)
+
+
+# -- half the resolution first ---------------------------------------------------------------------------
+@pytest.mark.parametrize("shape", [(20, 24, 28), (15, 21, 36)])
+def test_a_coarse_object_is_the_same_wave_on_a_finer_grid(shape):
+    rng = np.random.default_rng(8)
+    half = central_half(shape)
+    wave = np.zeros(shape, np.complex64)
+    wave[half] = rng.normal(size=wave[half].shape) + 1j * rng.normal(size=wave[half].shape)
+    frequencies = [np.abs(np.fft.fftfreq(n, 1 / n)) for n in shape]
+    lit = [np.flatnonzero(wave.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
+    for n, f, where in zip(shape, frequencies, lit, strict=True):
+        assert f[where].max() <= n / 4 and len(where) >= n // 2 - 1
+    rho, _ = finer(ifftn(wave[half]), np.ones(wave[half].shape, bool), shape)
+    assert np.abs(rho - ifftn(wave)).max() < 1e-5 * np.abs(rho).max()
+
+
+def test_a_support_keeps_its_place_on_coarser_and_finer_grids():
+    support = np.zeros((40, 36, 44), bool)
+    support[-6:], support[:8] = True, True
+    support[:, 9:-8] = False
+    support[:, :, 12:-4] = False
+    coarse = resampled(support, (20, 18, 22))
+    again = resampled(coarse, support.shape)
+    assert coarse.sum() == pytest.approx(support.sum() / 8, rel=0.25)
+    assert np.count_nonzero(again & support) > 0.85 * support.sum()
+    assert np.count_nonzero(again & ~support) < 0.25 * support.sum()
+
+
+def test_half_the_resolution_first_finds_the_crystal():
+    truth = crystal(Geometry(pixel_size=PIXEL), bend=1.0)
+    scan = rock(truth, angles())
+    scan.frames[:, :8], scan.frames[:, 24:], scan.frames[:, :, :8], scan.frames[:, :, 24:] = 0, 0, 0, 0
+    scan.frames[:8], scan.frames[24:] = 0, 0
+    coarse = reconstruct(scan, trials=3, iterations=200, seed=2)
+    assert coarse.free_llk.shape == (3, 200)
+    assert best(compare(coarse, truth)) > 0.9
+    change = Recipe(coarse=0)
+    assert not np.array_equal(
+        coarse.free_llk, reconstruct(scan, trials=3, iterations=200, seed=2, recipe=change).free_llk
+    )
+
+
+def test_the_resolution_is_whole_from_the_start_where_light_is_far_out():
+    scan = rock(crystal(Geometry(pixel_size=PIXEL), bend=6.0), angles())
+    options = {"trials": 1, "iterations": 20}
+    assert np.array_equal(
+        reconstruct(scan, **options).image, reconstruct(scan, recipe=Recipe(coarse=0), **options).image
+    )
 
 
 # -- guided search ---------------------------------------------------------------------------------------

@@ -23,6 +23,8 @@ from bcmi_beamline.reconstruction.conventional._updates import (
 from bcmi_beamline.reconstruction.fourier import WORKERS
 
 ANSCOMBE = 3 / 8
+EXACT = "er", "ml"
+"""The algorithms that allow for the area of the pixels."""
 LEAST_BLURRED = 0.1
 """A blurred intensity is taken to be at least this part of the coherent one."""
 
@@ -46,8 +48,9 @@ class Engine:
     workers : int
         Threads.
     pixels : bool
-        Allow for the area of pixels that touch each other. Counting over it multiplies the autocorrelation of
-        the object by ``sinc(lag / field of view)`` along y and x, a tenth at a quarter of the field.
+        Allow for the area of pixels that touch each other, in ``"er"`` and ``"ml"``. Counting over it
+        multiplies the autocorrelation of the object by ``sinc(lag / field of view)`` along y and x, a tenth
+        at a quarter of the field. The other maps, which search, find the crystal as often without it.
     coherence : Coherence, optional
         Blurs the intensities; fully coherent without.
     """
@@ -79,7 +82,8 @@ class Engine:
         self._take(rho)
         self._previous: np.ndarray | None = None
         self._momentum = 1.0
-        self._pixels = _pixel_transfer(packed.shape[1:]) if pixels else None
+        self._pixels: np.ndarray | None = None
+        self._pixel_transfer = _pixel_transfer(packed.shape[1:]) if pixels else None
         self.coherence = coherence
         self.error = float("nan")
         self.free_llk = float("nan")
@@ -137,6 +141,7 @@ class Engine:
         Sets `error` and `free_llk` of the iterate that the step started from. ``"ml"`` is accelerated
         projected gradient on variance-stabilised amplitudes; `beta` has no part in it.
         """
+        self._pixels = self._pixel_transfer if algorithm in EXACT else None
         if algorithm == "ml":
             self._accelerated()
             return
@@ -149,12 +154,14 @@ class Engine:
     def finish(self) -> None:
         """Leave an object inside the support and in `error`, `free_llk` what it is worth."""
         self._confine()
+        self._pixels = self._pixel_transfer
         self._sweep(self._box, lambda *_: None)
 
     def refine_coherence(self, steps: int) -> None:
         """Fit the kernel of partial coherence to the present iterate."""
         if self.coherence is None:
             return
+        self._pixels = self._pixel_transfer
         self.coherence.refine(self._power(self._columns(self._box), 1.0, blurred=True), self._packed, steps)
 
     def _confine(self) -> None:

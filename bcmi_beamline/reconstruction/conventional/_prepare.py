@@ -5,13 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import fft as sp_fft
 from scipy import ndimage
 
 from bcmi_beamline.geometry import Geometry
-from bcmi_beamline.reconstruction.fourier import to_centre
+from bcmi_beamline.reconstruction.fourier import WORKERS, to_centre
 from bcmi_beamline.scans import RockingScan
 
 _AXES = (0, 1, 2)
+ACROSS = 3
+"""Crystals across the field of view: with fewer than two its autocorrelation would overlap itself."""
+SEEN, ABOVE_STREAKS, EXTENT_MARGIN = 0.01, 1.7, 1.2
+"""Levels of the autocorrelation's modulus, relative to its peak and to what gaps make; size over lag."""
 
 
 @dataclass
@@ -32,6 +37,8 @@ class Pattern:
         (row, column) of the true origin from index ``n // 2`` to the k_out pixel, in summed pixels:
         the pixel at ``n // 2`` lies this far beyond k_out.
     geometry : Geometry
+    extent : tuple of float
+        Size of the crystal along (zeta, y', x') as a part of the field of view.
     """
 
     counts: np.ndarray
@@ -41,6 +48,7 @@ class Pattern:
     kappa: float
     offset: tuple[float, float]
     geometry: Geometry
+    extent: tuple[float, float, float]
 
     def to_object(self, rho: np.ndarray) -> np.ndarray:
         """Bring a solution (corner origin) to the centre, the phase ramps of the grid's offsets taken off."""
@@ -60,7 +68,7 @@ def prepare(scan: RockingScan, binning: int | None = None) -> Pattern:
     """Sort, complete and bin a rocking scan.
 
     Detector pixels far finer than the fringes are summed, as is usual in the field: the object's pixel stays
-    and only empty space around it goes. `binning` is chosen so that the field of view keeps four times the
+    and only empty space around it goes. `binning` is chosen so that the field of view keeps three times the
     crystal. The frames are put in the order in which ``kappa`` rises, missing angles are masked, and frames
     or pixels at the ends are dropped for a length that transforms fast.
 
@@ -87,7 +95,8 @@ def prepare(scan: RockingScan, binning: int | None = None) -> Pattern:
     frames, mask = _fast_length(frames, mask, 0)
     voxel_zeta = scan.geometry.rocking_voxel(len(frames), step_deg)
 
-    b = binning or _choose_binning(frames, mask)
+    extent = crystal_extent(frames, mask)
+    b = binning or _choose_binning(frames.shape[1:], max(extent[1:]))
     offsets = []
     for axis in (1, 2):
         n = frames.shape[axis]
@@ -104,6 +113,7 @@ def prepare(scan: RockingScan, binning: int | None = None) -> Pattern:
         scan.geometry.slow_frequency_step(1.0) * centre_deg,
         (offsets[0], offsets[1]),
         scan.geometry,
+        (extent[0], min(1.0, b * extent[1]), min(1.0, b * extent[2])),
     )
 
 
@@ -185,37 +195,62 @@ def _bin_axis(frames: np.ndarray, mask: np.ndarray, axis: int, b: int) -> tuple[
     return total * (b / np.maximum(number, 1)), number < b / 2
 
 
-def _choose_binning(frames: np.ndarray, mask: np.ndarray) -> int:
-    """Largest divisor of the window that leaves four crystals across the field of view."""
-    ny, nx = frames.shape[1:]
-    extent = max(crystal_extent(frames, mask))
-    limit = min(int(1 / (4 * extent)), 8, ny // 32, nx // 32)
+def _choose_binning(window: tuple[int, ...], extent: float) -> int:
+    """Largest divisor of the window that leaves `ACROSS` crystals across the field of view."""
+    ny, nx = window
+    limit = min(int(1 / (ACROSS * extent)), 8, ny // 32, nx // 32)
     return max((b for b in range(1, limit + 1) if ny % b == 0 == nx % b), default=1)
 
 
-def crystal_extent(frames: np.ndarray, mask: np.ndarray) -> tuple[float, float]:
-    """Size of the crystal (rows, columns) as a part of the field of view.
+def crystal_extent(frames: np.ndarray, mask: np.ndarray) -> tuple[float, float, float]:
+    """Size of the crystal along (zeta, rows, columns) as a part of the field of view.
 
-    The lag at which the autocorrelation, the transform of the summed frames, falls below 2 % of its peak.
+    The lag along one axis at which the autocorrelation, root mean square over the lags along the two others,
+    falls below `SEEN` of its peak, or to what gaps make of it at the largest lags, and a fifth more. A
+    strained crystal has nearly no autocorrelation at large lags where the others are 0. The mean square is
+    that of the transforms along the one axis, of which counting statistics make as much as there are counts.
     """
-    total = np.asarray(np.sum(frames, axis=0, where=~mask, dtype=np.float32))
-    unseen = np.asarray(mask.all(axis=0))
-    plane = np.abs(np.fft.fft2(np.fft.ifftshift(fill_gaps(total, unseen))))
+    filled = fill_gaps(frames, mask)
+    total = float(filled.sum(dtype=float))
     sizes = []
-    for line in (plane[:, 0], plane[0]):
-        half = line[: len(line) // 2] / line[0]
-        low = np.flatnonzero(half < 0.02)
-        sizes.append((int(low[0]) if low.size else len(half)) / len(line))
-    return sizes[0], sizes[1]
+    for axis, n in enumerate(filled.shape):
+        spectrum = np.asarray(sp_fft.rfft(filled, axis=axis))
+        others = tuple(a for a in _AXES if a != axis)
+        power = np.sum(np.abs(spectrum) ** 2, axis=others, dtype=float) - total
+        floor = ABOVE_STREAKS**2 * float(np.median(power[len(power) // 2 :]))
+        seen = np.flatnonzero(power > max(SEEN**2 * power[0], floor))
+        sizes.append(min(1.0, EXTENT_MARGIN * (int(seen.max(initial=0)) + 1) / n))
+    return sizes[0], sizes[1], sizes[2]
 
 
 def fill_gaps(counts: np.ndarray, mask: np.ndarray, sigma: float = 3.0) -> np.ndarray:
     """Bridge masked pixels of the last two axes by a Gaussian average of their neighbours.
 
-    Good enough for an autocorrelation, which a sharp gap would streak; never used as data.
+    A gap would streak the autocorrelation; this takes most of it away. Never used as data.
     """
     along = (0,) * (counts.ndim - 2) + (sigma, sigma)
     good = (~mask).astype(np.float32)
     weight = ndimage.gaussian_filter(good, along)
     blurred = ndimage.gaussian_filter(np.where(mask, 0, counts).astype(np.float32), along)
     return np.where(mask, blurred / np.maximum(weight, 1e-3), counts)
+
+
+def bridge(pattern: Pattern, iterations: int = 15) -> np.ndarray:
+    """Counts with masked pixels filled in, (J, Ny, Nx), origin at ``n // 2``; never used as data.
+
+    An intensity has no autocorrelation at lags larger than the crystal. To keep this and the measured counts
+    by turns fills gaps as wide as a fringe (A. Papoulis, IEEE Trans. Circuits Syst. 22, 735 (1975)).
+    """
+    counts = fill_gaps(pattern.counts, pattern.mask)
+    if not pattern.mask.any():
+        return counts
+    beyond = np.zeros((*counts.shape[:2], counts.shape[2] // 2 + 1), bool)
+    for axis, (n, size) in enumerate(zip(counts.shape, pattern.extent, strict=True)):
+        lag = np.fft.rfftfreq(n) if axis == 2 else np.abs(np.fft.fftfreq(n))
+        beyond |= (lag > size).reshape([-1 if a == axis else 1 for a in _AXES])
+    for _ in range(iterations):
+        spectrum = np.asarray(sp_fft.rfftn(counts, workers=WORKERS))
+        spectrum[beyond] = 0
+        smooth = np.asarray(sp_fft.irfftn(spectrum, counts.shape, workers=WORKERS, overwrite_x=True))
+        counts[pattern.mask] = np.maximum(smooth[pattern.mask], 0)
+    return counts

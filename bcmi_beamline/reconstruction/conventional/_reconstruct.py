@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -31,7 +32,7 @@ def reconstruct(
     *,
     trials: int = 5,
     seed: int = 0,
-    iterations: int = 400,
+    iterations: int = 500,
     support: Reconstruction | np.ndarray | None = None,
     progress: Callable[[float, str], None] | None = None,
     recipe: Recipe | None = None,
@@ -89,45 +90,94 @@ def reconstruct(
             f"at least one trial, and one iteration in each of one or more generations are needed, not "
             f"{trials}, {iterations} and {recipe.generations}"
         )
-    pattern = prepare(scan, binning)
-    free = free_pixels(pattern.counts.shape, pattern.mask, seed=seed) & ~pattern.mask
-    known = support is not None
-    start = (
-        _known_support(support, pattern)
-        if known
-        else autocorrelation_support(pattern, recipe.start_threshold)
-    )
-    settings = {
-        "method": "bcdi",
-        "trials": trials,
-        "seed": seed,
-        "iterations": iterations,
-        "support": "known" if known else "shrink-wrap",
-        "combine": combine,
-        "binning": pattern.binning,
-        **asdict(recipe),
-    }
-    pixels = pattern.binning > 1 if recipe.pixels is None else recipe.pixels
-
-    def combined(done: list[Trial]) -> Reconstruction:
-        return _combine(done, pattern, combine, settings, dict(scan.metadata))
+    task = Task.of(scan, support, recipe, seed=seed, iterations=iterations, binning=binning)
+    task.settings |= {"trials": trials, "combine": combine}
 
     before: list[Trial] = []
-    for generation, part in enumerate(_shares(iterations, recipe.generations)):
-        packed = to_corner(pack(_seen(pattern.counts, recipe.width(generation)), pattern.mask, free), _AXES)
-        parents = breed(before, recipe, known) if before else None
-        job = Job(packed, start, recipe, part, seed, known, pixels, generation, parents)
+    for generation in range(recipe.generations):
         done = run_trials(
-            job,
+            task.job(generation, breed(before, recipe, task.known) if before else None),
             trials,
             workers=workers,
             scheduler=scheduler,
             folder=folder / f"generation-{generation}" if folder and recipe.generations > 1 else folder,
             progress=_within(progress, generation, recipe.generations),
-            found=(lambda some: show(combined(some))) if show is not None else None,
+            found=(lambda some: show(task.combine(some, combine))) if show is not None else None,
         )
-        before = [_after(*pair) for pair in zip(before, done, strict=True)] if before else done
-    return combined(before)
+        before = [now.after(old) for old, now in zip(before, done, strict=True)] if before else done
+    return task.combine(before, combine)
+
+
+@dataclass
+class Task:
+    """A scan made ready: what all trials share.
+
+    Parameters
+    ----------
+    pattern : Pattern
+    free : ndarray, (J, Ny, Nx), bool
+        Free pixels, origin at ``n // 2``.
+    start : ndarray, (J, Ny, Nx), bool
+        First support, corner origin.
+    known : bool
+        Whether it stays.
+    recipe : Recipe
+    iterations, seed : int
+    settings, metadata : dict
+        For the result.
+    """
+
+    pattern: Pattern
+    free: np.ndarray
+    start: np.ndarray
+    known: bool
+    recipe: Recipe
+    iterations: int
+    seed: int
+    settings: dict[str, Any]
+    metadata: dict[str, Any]
+
+    @classmethod
+    def of(
+        cls,
+        scan: RockingScan,
+        support: Reconstruction | np.ndarray | None,
+        recipe: Recipe,
+        *,
+        seed: int,
+        iterations: int,
+        binning: int | None = None,
+    ) -> Task:
+        """Make a scan ready; the parameters and errors are those of `reconstruct`."""
+        pattern = prepare(scan, binning)
+        free = free_pixels(pattern.counts.shape, pattern.mask, seed=seed) & ~pattern.mask
+        if support is not None:
+            start = _known_support(support, pattern)
+        else:
+            start = autocorrelation_support(pattern, recipe.start_threshold)
+        settings = {
+            "method": "bcdi",
+            "seed": seed,
+            "iterations": iterations,
+            "support": "shrink-wrap" if support is None else "known",
+            "binning": pattern.binning,
+            **asdict(recipe),
+        }
+        known, metadata = support is not None, dict(scan.metadata)
+        return cls(pattern, free, start, known, recipe, iterations, seed, settings, metadata)
+
+    def job(self, generation: int = 0, parents: list[Trial] | None = None) -> Job:
+        """The trials of one generation."""
+        pattern, recipe = self.pattern, self.recipe
+        counts = _seen(pattern.counts, recipe.width(generation))
+        part = _shares(self.iterations, recipe.generations)[generation]
+        pixels = pattern.binning > 1 if recipe.pixels is None else recipe.pixels
+        packed = to_corner(pack(counts, pattern.mask, self.free), _AXES)
+        return Job(packed, self.start, recipe, part, self.seed, self.known, pixels, generation, parents)
+
+    def combine(self, done: list[Trial], number: int) -> Reconstruction:
+        """First mode of the best `number` trials, in the crystal's frame, centred and cropped."""
+        return _combine(done, self.pattern, number, self.settings, self.metadata)
 
 
 def _shares(iterations: int, generations: int) -> list[int]:
@@ -153,15 +203,6 @@ def _within(
         return progress
     name = f"generation {generation + 1} of {generations}, "
     return lambda part, line: progress((generation + part) / generations, name + line)
-
-
-def _after(before: Trial, now: Trial) -> Trial:
-    """A trial with the history of its generations."""
-    return replace(
-        now,
-        free_llk=np.concatenate([before.free_llk, now.free_llk]),
-        error=np.concatenate([before.error, now.error]),
-    )
 
 
 def _known_support(support: Reconstruction | np.ndarray, pattern: Pattern) -> np.ndarray:

@@ -6,23 +6,57 @@ from collections.abc import Callable
 
 import numpy as np
 from scipy import ndimage
+from scipy.spatial import ConvexHull
 
-from bcmi_beamline.reconstruction.conventional._prepare import Pattern, fill_gaps
-from bcmi_beamline.reconstruction.fourier import ifftn, to_corner
+from bcmi_beamline.reconstruction.conventional._prepare import Pattern, bridge
+from bcmi_beamline.reconstruction.fourier import ifftn, to_centre, to_corner
 
 Window = tuple[np.ndarray, ...]
 """Indices along each axis (``np.ix_``) of a box that may go round the corner."""
 
+_AXES = (0, 1, 2)
+_CORNERS = np.array([(a, b, c) for a in (-0.5, 0.5) for b in (-0.5, 0.5) for c in (-0.5, 0.5)])
+"""Of a voxel about its centre."""
+ABOVE_NOISE = 3.0
+"""An autocorrelation is seen where its power, smoothed, exceeds the median this many times."""
+HULL_MARGIN = 1.1
+"""The first support is larger than half the hull by this."""
 
-def autocorrelation_support(pattern: Pattern, threshold: float = 0.1) -> np.ndarray:
-    """Where the autocorrelation exceeds `threshold` of its peak, bool, corner origin.
 
-    A first support that is sure to hold the object in some position (S. Marchesini et al., Phys. Rev. B 68,
-    140101 (2003)).
+def autocorrelation_support(pattern: Pattern, threshold: float = 0.002) -> np.ndarray:
+    """The hull of the autocorrelation, half as large, bool, corner origin.
+
+    Lags at which a convex crystal has an autocorrelation fill twice the crystal, where it has a centre of
+    symmetry, and a little more where it has none. Strain makes the autocorrelation small, not narrow: it is
+    looked for down to the noise.
+
+    Parameters
+    ----------
+    pattern : Pattern
+    threshold : float
+        Of the autocorrelation, relative to its peak; at least a few times its noise is taken.
     """
-    filled = fill_gaps(pattern.counts, pattern.mask).astype(np.complex64)
-    autocorrelation = np.abs(ifftn(to_corner(filled, (0, 1, 2)), overwrite=True))
-    return autocorrelation > threshold * autocorrelation[0, 0, 0]
+    power = np.square(np.abs(to_centre(ifftn(to_corner(bridge(pattern), _AXES).astype(np.complex64)), _AXES)))
+    peak = power.max()
+    power = ndimage.gaussian_filter(power, 1.0)
+    level = max(threshold**2 * peak, ABOVE_NOISE * float(np.median(power)))
+    seen = ndimage.binary_opening(power > level, np.ones((3, 3, 3)))
+    labels = np.zeros(seen.shape, np.int32)
+    ndimage.label(seen, output=labels)
+    middle = tuple(n // 2 for n in seen.shape)
+    seen = labels == labels[middle] if seen[middle] else power > 0.01 * peak
+    return to_corner(_hull(seen, HULL_MARGIN / 2), _AXES)
+
+
+def _hull(where: np.ndarray, scale: float) -> np.ndarray:
+    """Points within `scale` times the convex hull of `where`, origin at ``n // 2``."""
+    middle = np.array([n // 2 for n in where.shape])
+    corners = (np.argwhere(where)[:, None] - middle + _CORNERS).reshape(-1, 3)
+    z, y, x = (np.arange(n) - m for n, m in zip(where.shape, middle, strict=True))
+    inside = np.ones(where.shape, bool)
+    for a, b, c, offset in np.unique(ConvexHull(corners).equations.round(6), axis=0):
+        inside &= (a * z)[:, None, None] + (b * y)[:, None] + c * x <= -scale * offset
+    return inside
 
 
 def shrink_wrap(
