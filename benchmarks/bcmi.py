@@ -3,15 +3,18 @@
     python benchmarks/bcmi.py paper-hs --crystals 11 22 --seeds 10
     python benchmarks/bcmi.py paper-hs --crystals 11 22 --drift 4 --jump 30 --sentinels 20
     python benchmarks/bcmi.py paper-ls --modulator modulator.cxi --seeds 100
+    python benchmarks/bcmi.py paper-ls --modulator modulator.cxi --start probe --iterations 2 10
     python benchmarks/bcmi.py paper-ls --stages
 
-Without `--modulator` the map and its distance are the true ones. Prints one JSON object per trial; each trial
-starts from noise of its own. Times are those of a trial; making ready (once per crystal) is told apart.
+Without `--modulator` the map, its distance and the beam are the true ones. Prints one JSON object per trial;
+each starts from noise of its own, or from the beam (`--start probe`). Times are those of a trial; making
+ready, once per crystal, is told apart (`ready_s`: elapsed and processor time; the beam is looked for in it).
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import time
 from collections.abc import Callable
@@ -90,12 +93,14 @@ def measure(preset: Preset, arguments: argparse.Namespace) -> tuple[RockingScan,
     return rocking, truth, stood
 
 
-def true_modulator(preset: Preset, scan: RockingScan) -> Modulator:
+def true_modulator(preset: Preset, scan: RockingScan, with_beam: bool) -> Modulator:
+    """The map and its distance; the beam, too, or none."""
     twin = Twin(load_beamline(), preset)
     d1 = twin.truth_distance()
     pixel = scan.geometry.with_modulator(d1).object_pixel(preset.plan.window)
     transmission = twin.truth_modulator(pixel, (FIELD, FIELD))
-    probe = np.zeros((1, 8, 8), np.complex64)
+    probe = twin.truth_probe(pixel, preset.plan.window)[None] if with_beam else np.zeros((1, 8, 8))
+    probe = probe.astype(np.complex64)
     return Modulator(transmission, pixel, d1, 1e-6, scan.modulator_position or (0.0, 0.0), probe)
 
 
@@ -149,6 +154,8 @@ def main() -> None:
     parser.add_argument("--crystals", type=int, nargs="+", default=[11], help="seeds; 11 is the preset's own")
     parser.add_argument("--seeds", type=int, default=1, help="trials of each crystal")
     parser.add_argument("--modulator", type=Path, help="a calibrated map instead of the true one")
+    parser.add_argument("--start", choices=("random", "probe"), default="random", help="noise or the beam")
+    parser.add_argument("--iterations", type=int, nargs="+", default=[10], help="passes over all frames")
     parser.add_argument("--drift", type=float, default=0.0, help="nm per frame, along x' and along y'")
     parser.add_argument("--jump", type=float, default=0.0, help="nm, once")
     parser.add_argument("--sentinels", type=int, default=0, help="a frame at the peak after every so many")
@@ -161,12 +168,16 @@ def main() -> None:
         scan, truth, stood = measure(preset, arguments)
         light = np.asarray(scan.frames).sum(axis=(1, 2))
         path = arguments.modulator
-        modulator = true_modulator(preset, scan) if path is None else read_modulator(path)
-        start = time.perf_counter()
-        problem = driver.prepare(scan, modulator)
-        ready = round(time.perf_counter() - start, 1)
-        for seed in range(arguments.seeds):
-            trial, stages = driver.Trial(problem, 10, seed, "random", drift, "chain"), Stages()
+        if path is None:
+            modulator = true_modulator(preset, scan, with_beam=arguments.start == "probe")
+        else:
+            modulator = read_modulator(path)
+        wall, cpu = time.perf_counter(), time.process_time()
+        with one_thread_per_product():
+            problem = driver.prepare(scan, modulator)
+        ready = round(time.perf_counter() - wall, 1), round(time.process_time() - cpu, 1)
+        for seed, iterations in itertools.product(range(arguments.seeds), arguments.iterations):
+            trial, stages = driver.Trial(problem, iterations, seed, arguments.start, drift, "chain"), Stages()
             wall, cpu = time.perf_counter(), time.process_time()
             solution = trial(0, stages)
             wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
@@ -174,6 +185,7 @@ def main() -> None:
             result = driver.make_result(scan, problem, [solution], settings)
             found = compare(result, truth)
             row = {"preset": arguments.preset, "crystal": crystal, "seed": seed, "class": found.verdict}
+            row |= {"start": arguments.start, "iterations": iterations}
             row |= {"correlation": round(found.correlation, 4), "strain_error": found.strain_error}
             row |= {"score": round(solution.score, 4), "ready_s": ready}
             row |= {"wall_s": round(wall, 1), "cpu_s": round(cpu, 1), "drifted_nm": rms_nm(stood, light)}

@@ -1,12 +1,12 @@
-"""How long after a frame is in the detector's file it is folded into the crystal.
+"""A scan that is followed while it is taken: when is a frame folded in, when is there a crystal?
 
-    bcmi simulate rocking --preset paper-ls --modulator modulator.cxi -o rocking.cxi
-    python benchmarks/following.py rocking.cxi modulator.cxi --rate 1 5
+    bcmi simulate rocking --preset paper-ls -o rocking.cxi --truth truth.cxi
+    python benchmarks/following.py rocking.cxi modulator.cxi --truth truth.cxi --rate 2
 
 A process writes the frames of the scan into whole detector frames (bitshuffle-LZ4, SWMR) and their documents
-into a log, so many a second; `data.watch` takes them from there and hands them to the chain of
-`modulation.follow`, without its previews. Elapsed times need a machine that is idle otherwise: the load is
-printed, and processor times beside them.
+into a log, so many a second; `data.watch` takes them from there and hands them to `modulation.follow`, which
+draws the crystal as it grows. Elapsed times need a machine that is idle otherwise: the load is printed, and
+processor times beside them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import os
 import tempfile
 import time
 import uuid
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import cast
 
@@ -26,11 +27,14 @@ import hdf5plugin
 import numpy as np
 
 from bcmi_beamline import data
-from bcmi_beamline.reconstruction.modulation.follow import Follower
-from bcmi_beamline.reconstruction.threads import one_thread_per_product
-from bcmi_beamline.scans import Modulator, RockingScan
+from bcmi_beamline.reconstruction import modulation
+from bcmi_beamline.reconstruction.metrics import compare
+from bcmi_beamline.scans import Modulator, Reconstruction, RockingScan
 
 DATASET = "/entry/data/data"
+
+INVALID = np.uint32(np.iinfo(np.uint32).max)
+"""What the detector writes where it has no pixels."""
 
 
 def start_document(scan: RockingScan, detector: tuple[int, int]) -> dict:
@@ -74,7 +78,8 @@ def write(
         begun = time.monotonic()
         for j, frame in enumerate(scan.frames):
             whole = np.zeros(detector, np.uint32)
-            whole[row : row + size, column : column + size] = frame
+            counts = np.where(scan.mask, INVALID, frame.astype(np.uint32))
+            whole[row : row + size, column : column + size] = counts
             time.sleep(max(0.0, begun + (j + 1) / rate - time.monotonic()))
             frames.resize(j + 1, axis=0)
             frames[j] = whole
@@ -85,14 +90,52 @@ def write(
     log("stop", {"run_start": run, "uid": str(uuid.uuid4()), "exit_status": "success"})
 
 
-def measure(scan: RockingScan, modulator: Modulator, detector: tuple[int, int], rate: float) -> np.ndarray:
-    """One row for each time that frames were given.
+@dataclass
+class Look:
+    """One time that frames were given.
 
-    The columns: frames by then, solved ones by then; when the chain was free, when the last frame was in the
-    file, when it was given, when it was folded in (s); processor time for reading and for folding in (s).
+    Attributes
+    ----------
+    frames, solved : int
+        By then.
+    free, arrived, given, folded : float
+        When the chain was free, the last frame was in its file, it was given, it was folded in; s.
+    reading, folding : float
+        Processor time of the following thread, s.
     """
-    context, rows = multiprocessing.get_context("spawn"), []
+
+    frames: int
+    solved: int
+    free: float
+    arrived: float
+    given: float
+    folded: float
+    reading: float
+    folding: float
+
+
+def measure(
+    scan: RockingScan, modulator: Modulator, detector: tuple[int, int], rate: float
+) -> tuple[list[Look], list[tuple[float, Reconstruction]], np.ndarray]:
+    """Every look at the scan, every crystal and when it was there, and when each frame was in its file."""
+    context, looks, crystals, solved = multiprocessing.get_context("spawn"), [], [], [0]
     arrived = context.Array("d", len(scan.frames))
+
+    def given(scans: Iterator) -> Iterator[RockingScan]:
+        free, idle = time.time(), time.thread_time()
+        for found in scans:
+            begun, read = time.time(), time.thread_time()
+            yield found  # and be asked again when its frames are folded in
+            now, done = time.time(), time.thread_time()
+            count = len(found.frames)
+            times = free, arrived[count - 1], begun, now, read - idle, done - read
+            looks.append(Look(count, solved[0], *times))
+            free, idle = now, done
+
+    def progress(fraction: float, line: str) -> None:
+        if line.endswith("solved"):
+            solved[0] = int(line.split()[-2])
+
     with tempfile.TemporaryDirectory() as folder:
         start = start_document(scan, detector)
         writer = context.Process(target=write, args=(scan, detector, rate, Path(folder), start, arrived))
@@ -100,54 +143,58 @@ def measure(scan: RockingScan, modulator: Modulator, detector: tuple[int, int], 
         log = data.DocumentLog(folder)
         while not log.paths():
             time.sleep(0.01)
-        follower, free, idle = Follower(modulator), time.time(), time.process_time()
-        for found in data.watch(start["uid"], log=log):
-            given, read = time.time(), time.process_time()
-            with one_thread_per_product():
-                follower.add(cast(RockingScan, found))
-            folded, done = time.time(), time.process_time()
-            count = len(found.frames)
-            times = free, arrived[count - 1], given, folded, read - idle, done - read
-            rows.append((count, len(follower.solved), *times))
-            free, idle = folded, done
+        modulation.follow(
+            given(data.watch(start["uid"], log=log)),
+            modulator,
+            progress=progress,
+            show=lambda crystal: crystals.append((time.time(), crystal)),
+        )
         writer.join()
-    return np.array(rows[:-1])  # the last tells only that the run has ended
+    return looks[:-1], crystals, np.array(arrived)  # the last look tells only that the run has ended
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("scan", type=Path)
     parser.add_argument("modulator", type=Path)
+    parser.add_argument("--truth", type=Path, help="what was simulated: the crystals are compared with it")
     parser.add_argument("--rate", type=float, nargs="+", default=[1.0], help="frames a second")
     parser.add_argument("--detector", type=int, nargs=2, default=(2164, 1030), help="rows and columns")
-    parser.add_argument("--frames", type=int, default=61, help="so many, from shortly before the peak")
+    parser.add_argument("--first", type=int, default=0, help="frame to begin with")
     options = parser.parse_args()
     scan = cast(RockingScan, data.read_rocking(options.scan))
-    first = max(0, len(scan.frames) // 2 - 10)
-    cut = slice(first, first + options.frames)
-    scan.frames, scan.angles_deg = scan.frames[cut], scan.angles_deg[cut]
+    scan.frames, scan.angles_deg = scan.frames[options.first :], scan.angles_deg[options.first :]
     scan.flux = scan.sentinels = scan.sentinel_after = None
     modulator = data.read_modulator(options.modulator)
+    truth = None if options.truth is None else data.read_reconstruction(options.truth)
     for rate in options.rate:
         load = os.getloadavg()[0]
-        rows = measure(scan, modulator, tuple(options.detector), rate)
-        _, solved, free, arrived, given, folded, reading, folding = rows.T
-        begin = int(np.argmax(solved > 0))
-        print(f"{len(scan.frames)} frames, {rate:g} a second, load {load:.1f}; {int(solved[-1])} solved")
-        print(f"  the first one solved in {folding[begin]:.1f} s of processor time")
-        waited = arrived >= free  # else it lay there while the chain was busy
-        later = waited & (np.arange(len(rows)) > begin)
-        tell("in the file to read", (given - arrived)[waited])
-        tell("in the file to folded in, once the first is solved", (folded - arrived)[later])
-        tell("processor time of reading", reading[waited])
-        tell("processor time of folding in, once the first is solved", folding[later])
+        looks, crystals, arrived = measure(scan, modulator, tuple(options.detector), rate)
+        print(f"{len(scan.frames)} frames, {rate:g} a second, load {load:.1f}; {looks[-1].solved} solved")
+        begin = next(n for n, look in enumerate(looks) if look.solved)
+        first = looks[begin]
+        spent = f"{first.folded - first.given:.2f} s, {first.folding:.2f} s of processor time of its thread"
+        print(f"  the first frame solved in {spent}")
+        waited = [look for look in looks if look.arrived >= look.free]  # else it lay there meanwhile
+        tell("in the file to read", [look.given - look.arrived for look in waited])
+        tell("processor time of reading", [look.reading for look in waited])
+        for name, some in ("before light", looks[:begin]), ("once the first is solved", looks[begin + 1 :]):
+            tell(f"in the file to folded in, {name}", [look.folded - look.arrived for look in some])
+            tell(f"processor time of folding in, {name}", [look.folding for look in some])
+        for when, crystal in crystals:
+            frames = crystal.configuration["frames"]
+            last = max(n for n, there in enumerate(arrived) if there < when)
+            close = "" if truth is None else f", correlation {compare(crystal, truth).correlation:.4f}"
+            late = when - arrived[-1]
+            since = f"{late:.1f} s after the last frame" if late > 0 else f"at frame {last + 1}"
+            print(f"  crystal from {frames} frames {since}{close}", flush=True)
 
 
-def tell(name: str, seconds: np.ndarray) -> None:
+def tell(name: str, seconds: list[float]) -> None:
     """Print a line."""
-    if len(seconds):
-        median, high = np.percentile(seconds, [50, 95]) * 1e3
-        print(f"  {name}: {len(seconds)} frames, median {median:.0f} ms, 95 % {high:.0f} ms")
+    if seconds:
+        median, high, most = np.percentile(seconds, [50, 95, 100]) * 1e3
+        print(f"  {name}: {len(seconds)} looks, median {median:.0f}, 95 % {high:.0f}, longest {most:.0f} ms")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -23,6 +24,7 @@ def interrupted(monkeypatch, capsys, tmp_path):
             for _ in range(600 if wait_for_picture else 0):
                 if output.with_suffix(".png").exists():
                     break
+                time.sleep(0.05)
                 yield scans[-1]
             raise KeyboardInterrupt
 
