@@ -13,7 +13,7 @@ from bcmi_beamline.reconstruction.ptychography import _devices, difference_map, 
 from bcmi_beamline.reconstruction.ptychography import _kernels as kernels
 from bcmi_beamline.reconstruction.ptychography._detector import PIXEL_SPREAD
 from bcmi_beamline.reconstruction.ptychography._devices import Processors
-from bcmi_beamline.reconstruction.ptychography._engine import Engine
+from bcmi_beamline.reconstruction.ptychography._engine import Engine, crop_spectrum
 from bcmi_beamline.reconstruction.ptychography._finish import (
     centre_of_mass,
     find_levels,
@@ -458,6 +458,22 @@ def test_focus_finds_the_plane_of_a_sharp_edged_wave():
     for distance in (1.2e-3, 1.33e-3):
         probe = propagate(crystal, (pixel, pixel), wavelength, distance)
         assert focus(probe, (pixel, pixel), wavelength, 1.25e-3) == pytest.approx(distance, abs=3e-6)
+
+
+@pytest.mark.parametrize("bent", [-3.0, 3.0])
+def test_strain_hardly_moves_the_plane_of_a_crystal(bent):
+    """Bent lattice planes act like a lens; the facets stay where they are, in a limited band."""
+    n, pixel, wavelength, distance = 128, 38e-9, 0.13776e-9, 1.3e-3
+    y, x = np.mgrid[: 2 * n, : 2 * n] - n  # twice as fine
+    inside = (np.abs(x - 2) < 13) & (np.abs(y + 0.4 * x) < 10)
+    thickness = np.minimum(1, np.minimum(13 - np.abs(x - 2), 10 - np.abs(y + 0.4 * x)) / 10 + 0.35)
+    crystal = inside * thickness * np.exp(1j * bent * ((x - 3) ** 2 + (y + 2) ** 2) / 150)
+    fine = propagate(crystal, (pixel / 2, pixel / 2), wavelength, distance)
+    probe = crop_spectrum(fine, (n, n))
+    near = distance - 50e-6
+    assert focus(probe, (pixel, pixel), wavelength, near) == pytest.approx(distance, abs=3e-6)
+    known = focus(probe, (pixel, pixel), wavelength, distance - 20e-6, wide=False)
+    assert known == pytest.approx(distance, abs=3e-6)
 
 
 def test_propagation_is_unitary_reversible_and_of_the_right_sign():

@@ -7,6 +7,7 @@ import pytest
 from scipy import ndimage
 
 from bcmi_beamline.reconstruction.propagation import propagate
+from bcmi_beamline.reconstruction.ptychography import _devices
 from bcmi_beamline.reconstruction.ptychography._devices import make_device
 from bcmi_beamline.reconstruction.ptychography._engine import Engine
 from bcmi_beamline.reconstruction.ptychography._positions import affine_numbers, scale_error
@@ -83,6 +84,28 @@ def test_a_beam_that_is_not_small_there_is_left_free(wide):
     outside = np.abs(propagate(changed[0], PIXEL, WAVELENGTH, -D1)) ** 2
     far = np.hypot(*(np.indices((N, N)) - N // 2)) * PIXEL[0] > 0.9e-6
     assert (outside[far].sum() > 0.01 * outside.sum()) == wide
+
+
+def test_threads_do_not_change_a_bit_of_a_beam_from_a_crystal(monkeypatch):
+    monkeypatch.setattr(_devices, "SMALL", 0)
+    offsets = np.random.default_rng(0).uniform(1, 9, (20, 2))
+    frames = np.random.default_rng(1).poisson(3.0, (20, N, N)).astype(np.uint16)
+    results = []
+    for threads in (1, 2, 3):
+        engine = Engine(
+            frames, np.zeros((1, N, N), np.uint8), offsets, noisy(beam(), 0.2)[None],
+            np.ones((N + 12, N + 12), np.complex64), np.ones(20), np.random.default_rng(0),
+            device=_devices.Processors(threads),
+        )  # fmt: skip
+        engine.come_from(PIXEL, WAVELENGTH, D1)
+        for _ in range(2):
+            engine.sweep(locate=True, momentum=0.5)
+            engine.move(lambda moved: moved)
+        engine.descend(locate=True, poisson=True)
+        results.append((engine.image, engine.probe, engine.offsets))
+    for result in results[1:]:
+        for a, b in zip(results[0], result, strict=True):
+            np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize("wave", [np.ones((N, N)), np.zeros((N, N)), np.random.default_rng(0).random((N, N))])

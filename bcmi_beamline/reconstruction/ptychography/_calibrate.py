@@ -57,7 +57,8 @@ MOMENTUM, MOMENTUM_FROM = 0.7, 3
 POSITIONS_FROM = 0.2
 """Share of the iterations after which positions are refined, where there was no coarse start."""
 FLAT = 0.99
-"""Passes that leave the free log-likelihood above this share of the best before them are not worth while."""
+"""Passes that leave the free log-likelihood above this share of the best before them are not worth while, nor
+are coarse sweeps that leave R2 there."""
 BATCH = 8
 FREE_FRACTION = 0.05
 
@@ -81,6 +82,8 @@ TOLD_DEPTH = 0.2
 noise-free waves of four simulated crystals each 0.15 at most on `small`, 0.2 on `paper-ls`, 0.4 on
 `paper-hs`.
 """
+BRIGHTER = 0.03
+"""Of the largest modulus: where only what is brighter counts, d1 changes by what unsharp edges do."""
 PARTS, PART = 4, 100
 """Parts of the scan that d1 is found from alone, and frames of each, at most."""
 CRYSTAL_FROM = 4
@@ -230,6 +233,8 @@ class _Run:
         self.located = False
         self.distance = scan.sample_distance
         """Of the crystal that the probe comes from, m."""
+        self.focused = False
+        """Whether `distance` is one that was found."""
         self.stage = 1 + 0j
         """Rotation of all positions, as a complex number of modulus 1."""
         grid, probe = self.grid, first_probe(scan, mean, options.modes, rng, self.finer)
@@ -284,10 +289,11 @@ class _Run:
         if not self.options.from_crystal or not scan.sample_distance:
             return
         if refocus:
-            found = focus(
-                engine.probe[0], grid.pixel, scan.wavelength, scan.sample_distance, finer=self.finer
-            )
-            self.distance = found
+            self.distance = focus(
+                engine.probe[0], grid.pixel, scan.wavelength, self.distance,
+                finer=self.finer, wide=not self.focused,
+            )  # fmt: skip
+            self.focused = True
         engine.come_from(grid.pixel, scan.wavelength, self.distance)
 
     def _start(self, grid: Grid) -> np.ndarray:
@@ -360,10 +366,15 @@ class _Run:
                 self._settle(1.5)
             self._confine()
             self._tell(0.0, f"start: {known} of {len(self.scan.frames)} frames, R2 {score.r2:.5f}")
+        flat = False
         for i in range(LAST_SWEEPS):
-            score = self.engine.sweep(momentum=MOMENTUM if i < LAST_SWEEPS - 1 else 0.0, locate=True)
+            last, before = flat or i == LAST_SWEEPS - 1, score.r2
+            score = self.engine.sweep(momentum=0.0 if last else MOMENTUM, locate=True)
             self.engine.vary()
             self._settle(1.5)
+            if last:
+                break
+            flat = i > 0 and score.r2 > FLAT * before
         self._tell(0.0, f"start: R2 {score.r2:.5f}")
         if self.options.refine_rotation:
             self.straighten()
@@ -523,11 +534,12 @@ class _Run:
         scan, engine = self.scan, self.engine
         args = (scan.object_pixel, scan.wavelength)
         distance = focus(probe, *args, scan.sample_distance, finer=self.finer)
-        brighter = focus(probe, *args, distance, floor=0.1, finer=self.finer) - distance
+        near: dict[str, Any] = {"finer": self.finer, "wide": False}
+        brighter = focus(probe, *args, distance, floor=BRIGHTER, **near) - distance
         back = phase_ramp(probe.shape, ramp)
         count = min(len(scan.frames) // PARTS, PART)
         parts = np.random.default_rng(0).permutation(len(scan.frames))[: PARTS * count].reshape(PARTS, count)
-        found = [focus(engine.probe_from(p)[0] * back, *args, distance, finer=self.finer) for p in parts]
+        found = [focus(engine.probe_from(p)[0] * back, *args, distance, **near) for p in parts]
         noise = np.std(found, ddof=1) * np.sqrt(count / len(scan.frames))
         told = TOLD_DEPTH * max(scan.object_pixel) ** 2 / scan.wavelength
         return distance, float(np.sqrt(brighter**2 + noise**2 + told**2))

@@ -133,32 +133,39 @@ def focus(
     pixel: tuple[float, float],
     wavelength: float,
     near: float,
-    floor: float = 0.03,
+    floor: float = 0.01,
     finer: int = 1,
+    wide: bool = True,
 ) -> float:
     """Distance in metres over which the back-propagated wave (Ny, Nx) covers the smallest area.
 
     A crystal ends at its facets, so that at its plane the least wave lies outside them. The area is the mean
     of ``|w|**2 / (|w|**2 + t)`` with ``t`` the square of `floor` of the largest modulus: every pixel inside
     counts as one whatever its brightness, so that strain, which makes the wave brightest and most compact in
-    another plane, hardly matters. It is taken over the central quarter of the far field of one pixel, beyond
-    which noise would rule. Searched from 0.75 to 1.25 of `near`, then refined by cubics.
+    another plane, hardly matters. A Hann window over the band takes away the fringes of the band's sharp
+    edge, which are brighter than `floor` some pixels outside the facets. The area is taken over the central
+    quarter of the far field of one pixel, beyond which noise would rule. Searched from 0.75 to 1.25 of
+    `near`, unless it is known to be within three depths of focus (`wide` false), then refined by a cubic
+    through one depth of focus to either side.
 
     `finer` is how many such far fields the probe spans.
     """
-    spectrum = fft2(probe)
-    shape = probe.shape[0], probe.shape[1]
-    half = [n // (8 * finer) for n in shape]
-    middle = tuple(slice(n // 2 - h, n // 2 + h + 1) for n, h in zip(shape, half, strict=True))
+    y, x = (np.cos(np.pi * np.fft.fftfreq(n)).astype(np.float32) ** 2 for n in probe.shape)
+    there = near_field_kernel((len(y), len(x)), pixel, wavelength, -near)
+    wave = ifft2(fft2(probe) * (y[:, None] * x) * there, overwrite=True)
+    # near its crystal the wave is small: what lies beyond half of the far field of a pixel need not be moved
+    wave = _middle_of(wave, [n // (2 * finer) for n in wave.shape])
+    shape, spectrum = (wave.shape[0], wave.shape[1]), fft2(wave)
+    quarter = [n // 2 for n in shape]
 
     def area(distance: float) -> float:
-        kernel = near_field_kernel(shape, pixel, wavelength, -distance)
-        power = np.abs(ifft2(spectrum * kernel, overwrite=True)[middle]) ** 2
+        kernel = near_field_kernel(shape, pixel, wavelength, near - distance)
+        power = np.abs(_middle_of(ifft2(spectrum * kernel, overwrite=True), quarter)) ** 2
         return float((power / (power + floor**2 * np.percentile(power, 99.5))).mean(dtype=float))
 
     depth = max(pixel) ** 2 / wavelength
     best = near
-    for reach in (0.25 * near, 3 * depth, 2 * depth):
+    for reach in ([0.25 * near] if wide else []) + [3 * depth, depth]:
         tried = best + np.linspace(-reach, reach, max(15, round(reach / depth) | 1))
         values = np.array([area(d) for d in tried])
         best = tried[values.argmin()]
@@ -167,6 +174,13 @@ def focus(
     turns = turns[np.isreal(turns) & (curve.deriv(2)(turns).real > 0)].real
     turns = turns[np.abs(turns - best) < depth]
     return float(turns[0] if len(turns) else best)
+
+
+def _middle_of(wave: np.ndarray, shape: list[int]) -> np.ndarray:
+    """The pixels about index ``n // 2``."""
+    return wave[
+        tuple(slice(n // 2 - m // 2, n // 2 - m // 2 + m) for n, m in zip(wave.shape, shape, strict=True))
+    ]
 
 
 def shift_wave(wave: np.ndarray, shift: tuple[float, float]) -> np.ndarray:
