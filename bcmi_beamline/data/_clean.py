@@ -8,6 +8,9 @@ import numpy as np
 from scipy import ndimage
 
 BLOCK_BYTES = 64 * 2**20
+ROOM = 256
+"""Frames of a growing scan for which there is room from the first on. Memory that is not written costs
+nothing; to move all frames to a larger place makes the next one late."""
 _HOT_FACTOR = 5.0
 _DEAD_NEIGHBOURS = 100.0
 _FEWEST_FRAMES = 8
@@ -191,7 +194,8 @@ class KeptFrames:
         bad = self._survey.judge(bad, self._per_frame)
         changed = bad ^ self._mask
         if changed.any():
-            self._frames, self._mask = self._frames.copy(), bad
+            before, self._frames, self._mask = self._frames, np.empty_like(self._frames), bad
+            self._frames[:known] = before[:known]
             self._frames[:known, changed] = self._clean(self._counts[:known, changed], bad[changed])
         self._frames[known:length] = self._clean(self._counts[known:length], bad)
         return self._frames[:length], bad
@@ -204,7 +208,7 @@ class KeptFrames:
             self._counts = np.empty((0, *bad.shape), source.dtype)
             self._frames = np.empty((0, *bad.shape), np.float32)
         if source.shape[0] > len(self._counts):
-            shape = 2 * source.shape[0], *bad.shape
+            shape = max(ROOM, 2 * source.shape[0]), *bad.shape
             counts, frames = np.empty(shape, self._counts.dtype), np.empty(shape, np.float32)
             counts[: self._length] = self._counts[: self._length]
             frames[: self._length] = self._frames[: self._length]

@@ -202,6 +202,13 @@ def test_what_cannot_be_watched_is_one_clear_line(catalog, logged, tmp_path):
         next(data.watch(empty, log=log))
 
 
+def test_frames_that_are_kept_are_not_moved_to_a_larger_place():
+    frames, bad = poisson((200, *SHAPE)), np.zeros(SHAPE, bool)
+    kept = KeptFrames(None, True)
+    found = [kept.grow(frames[:n], bad)[0] for n in (60, 120, 200)]
+    assert np.shares_memory(found[0], found[1]) and np.shares_memory(found[0], found[2])
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),

@@ -8,9 +8,11 @@ there are by then, so that little is left to do when the scan ends.
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from threading import Event, Lock
 from typing import cast
@@ -70,6 +72,9 @@ It is 0.90 to 1.00 for crystals that correlate above 0.99 with the truth, 1.06 f
 
 FREE_BLOCK = 16
 """Frames for which free pixels are drawn together: how many will come is not known."""
+
+TURN_S = 0.0005
+"""Longest time for which one thread keeps Python from the others."""
 
 LARGEST_GAP = 0.7
 """Of kappa between a frame and the nearest solved one, over 2 pi / thickness: further apart, slices of the
@@ -310,12 +315,13 @@ class Follower:
             As for `conclude`.
         """
         assert self._frames is not None
-        window, free, border = self._frames.operator.window, self.free(scan)[frames], self._border
+        window, border = self._frames.operator.window, self._border
         waves, solved = self._waves[frames].copy(), frozenset(self.solved)
         reached = np.flatnonzero(np.isin(frames, self.solved))
-        part = scan if len(frames) == len(scan.frames) else _part(scan, frames)
 
         def make() -> Draft:
+            part = scan if len(frames) == len(scan.frames) else _part(scan, frames)
+            free = self.free(scan)[frames]
             problem = prepare(part, self.modulator, free=free, window=window, border=border)
             order = reached[np.argsort(problem.rocking.kappa[reached])]
             if before is not None and before.solved == solved:
@@ -491,6 +497,17 @@ class _Beside:
             raise _Left
 
 
+@contextmanager
+def _turns() -> Iterator[None]:
+    """Let threads take turns often: else a frame that has come waits long for what is drawn beside."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(TURN_S)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
+
+
 def _idle(work: Future | None) -> bool:
     """Whether there is no such work, or it is done; raises what it raised."""
     if work is None:
@@ -544,7 +561,7 @@ def follow(
     """
     say = progress or (lambda *_: None)
     follower, scan = Follower(modulator, seed, free_fraction), None
-    with one_thread_per_product(), _Beside(follower, preview, iterations, drift, show) as beside:
+    with one_thread_per_product(), _turns(), _Beside(follower, preview, iterations, drift, show) as beside:
         for scan in scans:
             with beside.lock:
                 follower.add(scan)
