@@ -57,7 +57,8 @@ def test_no_process_variable_holds_a_truth(names, simulated_beamline):
     pvs = [epics.PV(name, form="native", auto_monitor=False) for name in names]
     values = {pv.pvname: pv.get(timeout=20.0) for pv in pvs}
     assert [name for name, value in values.items() if value is None] == []
-    numbers = {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
+    # Whole numbers count and choose: a counter passes a pivot of 30 um some time, and tells nothing by it.
+    numbers = {name: value for name, value in values.items() if isinstance(value, float)}
     assert len(numbers) > 300
     secrets = truths(simulated_beamline.beamline, simulated_beamline.preset)
     told = [name for name, value in numbers.items() if np.isclose(value, secrets, 1e-6, 0).any()]
