@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from bcmi_beamline.geometry import Geometry
 from bcmi_beamline.reconstruction.fourier import fft2
-from bcmi_beamline.reconstruction.modulation.chain import even_out
+from bcmi_beamline.reconstruction.modulation.chain import combine, even_out
 from bcmi_beamline.reconstruction.modulation.drift import sentinel_shifts, shift_equations, smooth_walk
 from bcmi_beamline.reconstruction.modulation.driver import EVENED
 from bcmi_beamline.reconstruction.modulation.focus import Unevenness, focus_moving
@@ -190,6 +190,7 @@ def test_a_fitted_crystal_with_a_smooth_aberration_is_made_even():
     assert alike(evened.image, crystal) > alike(bent.image, crystal) + 0.02
     again, less = even_out(problem, evened)
     assert less < 0.5 * gain
+    assert evened.shifts is not None
     assert np.ptp(again.shifts, axis=0).max() > 0
 
 
@@ -198,3 +199,25 @@ def test_a_crystal_that_is_even_stays_as_it_is():
     evened, gain = even_out(problem, right)
     assert gain < EVENED
     assert alike(evened.image, crystal) > 0.995
+
+
+def test_a_long_walk_is_begun_where_the_sentinels_stood():
+    """Six pixels to and fro: phases that are sought as if the crystal stood still do not lead there."""
+    rng = np.random.default_rng(7)
+    rocking, matrix, crystal = even_crystal()
+    tilt, place = rocking.tilt(slice(None)), np.arange(49)
+    path = np.outer(3 * np.sin(place / 5), (1, -0.8)) + np.cumsum(rng.normal(0, 0.05, (49, 2)), axis=0)
+    waves = move(fft2(300 * slow_transform(matrix, crystal) / tilt), path) * tilt
+    film = np.exp(-2.4j * rng.integers(0, 2, (N, N)))
+    optics = (PIXEL, PIXEL), GEOMETRY.wavelength, 1e-3, 5.0, (N, N)
+    operator = FrameOperator(film, Window(crystal.shape[1:]), *optics, np.zeros((49, 2), int), (80, 80))
+    counts = np.stack([operator.intensity(operator.forward(w, j)) for j, w in enumerate(waves)])
+    ones, region = np.ones(49, np.float32), np.ones(crystal.shape, bool)
+    problem = Problem(operator, rocking, np.sqrt(counts + np.float32(ANSCOMBE)), ones, ones, region, 1e-7)
+    reached, after = np.flatnonzero(problem.counts > 0.01 * problem.counts.max()), np.arange(0, 49, 6)
+    found = combine(problem, waves, reached, True, (path[after], after))
+    assert alike(found.image, crystal) > 0.97
+    assert found.shifts is not None
+    beside = found.shifts / problem.metres_per_pixel - path
+    beside -= np.average(beside, axis=0, weights=problem.counts)
+    assert np.sqrt(np.average(np.square(beside).sum(axis=1), weights=problem.counts)) < 0.3

@@ -13,6 +13,7 @@ from bcmi_beamline.reconstruction.modulation.operators import slow_transform
 from bcmi_beamline.reconstruction.modulation.refine import (
     Problem,
     Solution,
+    centre_shifts,
     copy_of,
     move,
     refine,
@@ -188,6 +189,12 @@ def even_out(
     return replace(copy_of(solution), image=image * support, support=support, shifts=shifts), gain
 
 
+def between_sentinels(shifts: np.ndarray, after: np.ndarray, light: np.ndarray) -> np.ndarray:
+    """Places (J, 2) of all frames, on straight lines between sentinels; their mean over the `light` is 0."""
+    frames = np.arange(len(light))
+    return centre_shifts(np.stack([np.interp(frames, after, s) for s in shifts.T], axis=1), light)
+
+
 def weighed(solution: Solution) -> float:
     """Error and unevenness of a solution as one number: the lower, the better."""
     return solution.error[-1] * unevenness(solution.image) ** EVENNESS
@@ -217,34 +224,42 @@ def combine(
     moving : bool
         Whether to look for a drift.
     sentinels : (shifts, after), optional
-        From `sentinel_shifts`.
+        From `sentinel_shifts`. Phases and walk are then sought from the walk between them on: of a crystal
+        that stands pixels away, phases sought as if it stood still say nothing.
     passes : int
         Over the reached frames, for each answer.
     """
     relative = waves[reached] / problem.amplitude[reached, None, None]
     matrix, tilt = problem.matrix[reached], problem.rocking.tilt(reached)
     kappa, back = problem.rocking.kappa[reached], matrix.conj().T
-    uneven = Unevenness(relative, matrix, problem.region, tilt)
+    spectra = fft2(relative / tilt)
+    seen = np.zeros((len(waves), 2))
+    if moving and sentinels is not None:
+        seen = between_sentinels(*sentinels, problem.counts)
+        sentinels = sentinels[0] - seen[sentinels[1]], sentinels[1]
 
-    def answer(phases: np.ndarray, pixels: np.ndarray | None) -> Solution:
-        turned = relative if pixels is None else move(fft2(relative / tilt), -pixels[reached]) * tilt
-        image = slow_transform(back, turned * np.exp(1j * phases).astype(np.complex64)[:, None, None])
+    def moved_back(pixels: np.ndarray) -> np.ndarray:
+        return move(spectra, -pixels[reached]) * tilt if pixels.any() else relative
+
+    def answer(phases: np.ndarray, pixels: np.ndarray) -> Solution:
+        turned = moved_back(pixels) * np.exp(1j * phases).astype(np.complex64)[:, None, None]
+        image = slow_transform(back, turned)
         support = problem.tightened(image, 0.2, problem.region)
-        shifts = None if pixels is None else pixels * problem.metres_per_pixel
+        shifts = pixels * problem.metres_per_pixel if pixels.any() else None
         return Solution(image * support, support, shifts)
 
-    still = focus(uneven, kappa)
-    tried = [answer(phases, None) for phases in still]
+    uneven = Unevenness(moved_back(seen), matrix, problem.region, tilt)
+    found = focus(uneven, kappa)
+    tried = [answer(phases, seen) for phases in found]
     if moving:
-        tried += [
-            answer(*focus_moving(uneven, kappa, phases, reached, problem.counts, sentinels))
-            for phases in still
-        ]
-    turned, support = relative, problem.region
+        for phases in found:
+            phases, walk = focus_moving(uneven, kappa, phases, reached, problem.counts, sentinels)
+            tried.append(answer(phases, seen + walk))
+    turned, support = moved_back(seen), problem.region
     for threshold in SETTLE_THRESHOLDS:
         turned, image = synchronise(turned, matrix, support)
         support = problem.tightened(image, threshold, support)
-    tried.append(Solution(image * support, support))
+    tried.append(Solution(image * support, support, tried[0].shifts))
     part = problem.only(reached)
     fitted = [refine(part, solution, passes) for solution in tried]
     return copy_of(min(fitted, key=weighed))
