@@ -402,6 +402,12 @@ def reconstruct(
     preview: Annotated[
         int, typer.Option(min=3, help="--follow: frames solved when the crystal is first drawn.")
     ] = 33,
+    refine_scale: Annotated[
+        bool,
+        typer.Option(
+            "--refine-scale", help="bcmi: let the frames correct the scale of the modulator's map, and of d1."
+        ),
+    ] = False,
     support: Annotated[
         Path | None, typer.Option(help="bcdi: a result file whose support is taken as known.")
     ] = None,
@@ -421,6 +427,8 @@ def reconstruct(
         raise ValueError("bcmi needs --modulator FILE; bcmi calibrate makes one")
     if chosen is Method.bcmi and (support is not None or generations > 1 or coherence):
         raise ValueError("--support, --generations and --coherence belong to bcdi; leave them or --modulator")
+    if refine_scale and (follow or chosen is not Method.bcmi):
+        raise ValueError("--refine-scale is for bcmi on a finished scan: give --modulator, leave --follow")
     if follow:
         if chosen is not Method.bcmi or modulator is None:
             raise ValueError("--follow is for bcmi: give --modulator FILE")
@@ -441,6 +449,7 @@ def reconstruct(
             from bcmi_beamline.reconstruction import modulation
 
             known = data.read_modulator(modulator)
+            options["refine_scale"] = refine_scale
             result = modulation.reconstruct(scan, known, progress=progress, **options)
         else:
             from bcmi_beamline.reconstruction import conventional

@@ -4,6 +4,7 @@
     python benchmarks/bcmi.py paper-hs --crystals 11 22 --drift 4 --jump 30 --sentinels 20
     python benchmarks/bcmi.py paper-ls --modulator modulator.cxi --seeds 100
     python benchmarks/bcmi.py paper-ls --modulator modulator.cxi --start probe --iterations 2 10
+    python benchmarks/bcmi.py paper-hs --scale 1.002 --refine-scale
     python benchmarks/bcmi.py paper-ls --stages
 
 Without `--modulator` the map, its distance and the beam are the true ones. Prints one JSON object per trial;
@@ -28,6 +29,7 @@ from bcmi_beamline.reconstruction.fourier import fft2, ifft2
 from bcmi_beamline.reconstruction.metrics import compare
 from bcmi_beamline.reconstruction.modulation import driver
 from bcmi_beamline.reconstruction.modulation.refine import Problem
+from bcmi_beamline.reconstruction.modulation.scale import scaled
 from bcmi_beamline.reconstruction.threads import each, one_thread_per_product
 from bcmi_beamline.scans import Modulator, Reconstruction, RockingScan
 from bcmi_beamline.sim import Twin, simulate_rocking
@@ -35,6 +37,9 @@ from bcmi_beamline.sim.simulate import OVERHEAD_S
 
 FIELD = 900
 """Pixels along an edge of the modulator's map: 20 um."""
+
+PILOT_SEED = 99
+"""Of the trial that the scale of the map is found from."""
 
 
 def with_crystal(preset: Preset, seed: int) -> Preset:
@@ -159,6 +164,8 @@ def main() -> None:
     parser.add_argument("--drift", type=float, default=0.0, help="nm per frame, along x' and along y'")
     parser.add_argument("--jump", type=float, default=0.0, help="nm, once")
     parser.add_argument("--sentinels", type=int, default=0, help="a frame at the peak after every so many")
+    parser.add_argument("--scale", type=float, default=1.0, help="factor by which map and d1 are made wrong")
+    parser.add_argument("--refine-scale", action="store_true", help="correct it from the frames")
     parser.add_argument("--hold", action="store_true", help="take the crystal to stand still")
     parser.add_argument("--stages", action="store_true", help="time of each stage, and of a pass")
     arguments = parser.parse_args()
@@ -172,10 +179,19 @@ def main() -> None:
             modulator = true_modulator(preset, scan, with_beam=arguments.start == "probe")
         else:
             modulator = read_modulator(path)
+        modulator = scaled(modulator, arguments.scale)
         wall, cpu = time.perf_counter(), time.process_time()
         with one_thread_per_product():
             problem = driver.prepare(scan, modulator)
         ready = round(time.perf_counter() - wall, 1), round(time.process_time() - cpu, 1)
+        scale = {}
+        if arguments.refine_scale:
+            cpu = time.process_time()
+            pilot = driver.Trial(problem, 10, PILOT_SEED, arguments.start, drift, "chain")(0, Stages())
+            with one_thread_per_product():
+                problem, modulator, told = driver.rescale(scan, modulator, problem, pilot)
+            scale = {"scale": round(told.factor, 5), "scale_error": round(told.error, 5)}
+            scale["scale_cpu_s"] = round(time.process_time() - cpu, 1)
         for seed, iterations in itertools.product(range(arguments.seeds), arguments.iterations):
             trial, stages = driver.Trial(problem, iterations, seed, arguments.start, drift, "chain"), Stages()
             wall, cpu = time.perf_counter(), time.process_time()
@@ -188,6 +204,7 @@ def main() -> None:
             row |= {"start": arguments.start, "iterations": iterations}
             row |= {"correlation": round(found.correlation, 4), "strain_error": found.strain_error}
             row |= {"score": round(solution.score, 4), "ready_s": ready}
+            row |= scale
             row |= {"wall_s": round(wall, 1), "cpu_s": round(cpu, 1), "drifted_nm": rms_nm(stood, light)}
             if result.drift is not None:
                 row["drift_error_nm"] = rms_nm(result.drift - stood, light)

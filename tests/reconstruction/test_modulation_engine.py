@@ -18,6 +18,7 @@ from bcmi_beamline.reconstruction import modulation
 from bcmi_beamline.reconstruction.free_pixels import free_pixels
 from bcmi_beamline.reconstruction.modulation.driver import prepare, solve
 from bcmi_beamline.reconstruction.modulation.refine import copy_of, refine
+from bcmi_beamline.reconstruction.modulation.scale import scaled, step_to_least
 from bcmi_beamline.reconstruction.threads import one_thread_per_product
 from bcmi_beamline.scans import Modulator, RockingScan
 
@@ -341,3 +342,31 @@ def test_a_modulator_that_stands_elsewhere_moves_the_crystal_and_spoils_nothing(
     found = modulation.reconstruct(scan, misplaced, iterations=8, drift="none")
     assert correlate(found, (x, y)) > 0.97
     assert correlate(found) < correlate(found, (x, y)) - 0.01
+
+
+@pytest.mark.parametrize("wrong", [1.004, 0.997])
+def test_a_map_of_wrong_scale_is_corrected_from_the_frames(scan, wrong):
+    modulator = scaled(make_modulator(scan.geometry, with_probe=True), wrong)
+    options = {"iterations": 8, "start": "probe", "drift": "none"}
+    asis = modulation.reconstruct(scan, modulator, **options)
+    found = modulation.reconstruct(scan, modulator, refine_scale=True, **options)
+    factor, error = (found.configuration[f"modulator_scale{end}"] for end in ("", "_error"))
+    assert factor * wrong == pytest.approx(1, abs=1e-3)
+    assert error < 1e-3
+    assert found.configuration["modulator_distance"] == pytest.approx(D1 * wrong * factor)
+    assert correlate(found) > correlate(asis)
+
+
+def test_a_map_of_right_scale_stays_as_it_is(scan):
+    modulator = make_modulator(scan.geometry, with_probe=True)
+    options = {"iterations": 8, "start": "probe", "drift": "none"}
+    asis, found = (modulation.reconstruct(scan, modulator, refine_scale=r, **options) for r in (False, True))
+    assert found.configuration["modulator_scale"] == pytest.approx(1, abs=1e-3)
+    assert correlate(found) > correlate(asis) - 0.002
+
+
+def test_where_misfits_curve_down_the_scale_goes_to_the_lower_side():
+    assert step_to_least([2.0, 1.0, 2.0]) == 0
+    assert step_to_least([2.0, 1.0, 1.0]) == pytest.approx(0.5e-3)
+    assert step_to_least([1.0, 2.0, 1.5]) == pytest.approx(-2e-3)
+    assert step_to_least([3.0, 2.0, 1.0]) == pytest.approx(2e-3)

@@ -23,6 +23,7 @@ from bcmi_beamline.reconstruction.modulation.operators import (
     place_modulator,
 )
 from bcmi_beamline.reconstruction.modulation.refine import Problem, Solution, copy_of, dark_counts, refine
+from bcmi_beamline.reconstruction.modulation.scale import Scale, find_scale, scaled
 from bcmi_beamline.reconstruction.modulation.slices import (
     frame_counts,
     make_targets,
@@ -480,6 +481,7 @@ def reconstruct(
     method: Method = "chain",
     start: Start = "random",
     drift: Drift = "free",
+    refine_scale: bool = False,
     free_fraction: float = 0.05,
     workers: int = 1,
     scheduler: str | None = None,
@@ -511,6 +513,9 @@ def reconstruct(
         now; from noise where that beam does not fit.
     drift : {"free", "none"}
         Whether the crystal may have drifted across the beam: then it is followed frame by frame.
+    refine_scale : bool
+        Find the scale of the map, and of d1 with it, from a crystal that is reconstructed for it before the
+        trials; they go through the corrected map where the scale is told (`find_scale`).
     free_fraction : float
         Part of the pixels kept free to judge by.
     workers, scheduler, folder
@@ -535,6 +540,12 @@ def reconstruct(
     options = {"free_fraction": free_fraction, "seed": seed}
     with one_thread_per_product():
         problem = prepare(scan, modulator, support=support, **options)
+    scale = Scale(1.0, np.inf)
+    if refine_scale:
+        before, progress = share(progress, 1 / (trials + 1))
+        pilot = Trial(problem, iterations, seed, start, drift, "chain")
+        with one_thread_per_product():
+            problem, modulator, scale = rescale(scan, modulator, problem, pilot(trials, before))
     trial = Trial(problem, iterations, seed, start, drift, method)
     configuration = {
         "method": "bcmi" if method == "chain" else "bcmi-paper",
@@ -542,9 +553,12 @@ def reconstruct(
         "iterations": iterations,
         "start": start,
         "drift": drift,
+        "refine_scale": refine_scale,
         **options,
         "modulator_distance": modulator.sample_distance,
         "modulator_run_uid": modulator.metadata.get("run_uid"),
+        "modulator_scale": scale.factor if scale.told else 1.0,
+        "modulator_scale_error": scale.error if np.isfinite(scale.error) else None,
         "thickness": problem.thickness,
         "support_given": support is not None,
     }
@@ -562,6 +576,33 @@ def reconstruct(
         found=(lambda some: show(combined(some))) if show is not None else None,
     )
     return combined(solutions)
+
+
+def share(progress: Progress | None, part: float) -> tuple[Progress, Progress | None]:
+    """Two reports that fill the first `part` of one, and what is left of it."""
+    tell = progress or (lambda *_: None)
+    return (
+        lambda done, line: tell(part * done, f"scale of the modulator: {line}"),
+        progress and (lambda done, line: tell(part + (1 - part) * done, line)),
+    )
+
+
+def rescale(
+    scan: RockingScan, modulator: Modulator, problem: Problem, solution: Solution
+) -> tuple[Problem, Modulator, Scale]:
+    """Problem and modulator at the scale that a solved crystal tells; unchanged where it does not tell it."""
+    ny, nx = (
+        (n - m) // 2 for n, m in zip(problem.operator.detector_shape, scan.frames.shape[1:], strict=True)
+    )
+
+    def operator_at(factor: float) -> FrameOperator:
+        made = optics(scan, scaled(modulator, factor), scan.angles_deg, (ny, nx))
+        return made.operator_on(problem.operator.window)
+
+    scale = find_scale(problem, solution, operator_at)
+    if not scale.told:
+        return problem, modulator, scale
+    return problem.through(operator_at(scale.factor)), scaled(modulator, scale.factor), scale
 
 
 def make_result(

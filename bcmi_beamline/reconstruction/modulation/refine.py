@@ -106,11 +106,15 @@ class Problem:
         other.amplitude = amplitude
         return other
 
+    def through(self, operator: FrameOperator) -> Problem:
+        """The same problem with another operator for the same frames and window."""
+        other = copy(self)
+        other.operator = operator
+        return other
+
     def over(self, background: float) -> Problem:
         """The same problem with so many counts per pixel that no wave makes."""
-        other = copy(self)
-        other.operator = self.operator.over(background)
-        return other
+        return self.through(self.operator.over(background))
 
     def tightened(self, image: np.ndarray, threshold: float, support: np.ndarray) -> np.ndarray:
         """Shrink-wrap of `image` within the region; `support` as it is where the support is known."""
