@@ -409,7 +409,8 @@ def reconstruct(
         ),
     ] = False,
     support: Annotated[
-        Path | None, typer.Option(help="bcdi: a result file whose support is taken as known.")
+        Path | None,
+        typer.Option(help="A result file whose support is taken as known; in bcmi it may shrink."),
     ] = None,
     generations: Annotated[
         int, typer.Option(min=1, help="bcdi: guided search; trials are crossed with the best so often.")
@@ -425,8 +426,10 @@ def reconstruct(
     chosen = method or (Method.bcmi if modulator else Method.bcdi)
     if chosen is Method.bcmi and modulator is None:
         raise ValueError("bcmi needs --modulator FILE; bcmi calibrate makes one")
-    if chosen is Method.bcmi and (support is not None or generations > 1 or coherence):
-        raise ValueError("--support, --generations and --coherence belong to bcdi; leave them or --modulator")
+    if chosen is Method.bcmi and (generations > 1 or coherence):
+        raise ValueError("--generations and --coherence belong to bcdi; leave them or --modulator")
+    if follow and support is not None:
+        raise ValueError("--support is for a finished scan: leave --follow")
     if refine_scale and (follow or chosen is not Method.bcmi):
         raise ValueError("--refine-scale is for bcmi on a finished scan: give --modulator, leave --follow")
     if follow:
@@ -443,7 +446,7 @@ def reconstruct(
     options |= {"workers": workers, "scheduler": scheduler, "folder": keep}
     options |= {} if iterations is None else {"iterations": iterations}
     options["show"] = _crystal_picture(output.with_suffix(".png")) if live else None
-    known_support = data.read_reconstruction(support) if support is not None else None
+    options["support"] = data.read_reconstruction(support) if support is not None else None
     with shown(f"Reconstructing ({chosen.value})") as progress:
         if chosen is Method.bcmi and modulator is not None:
             from bcmi_beamline.reconstruction import modulation
@@ -455,9 +458,7 @@ def reconstruct(
             from bcmi_beamline.reconstruction import conventional
 
             recipe = conventional.Recipe(generations=generations, partial_coherence=coherence)
-            result = conventional.reconstruct(
-                scan, progress=progress, recipe=recipe, support=known_support, **options
-            )
+            result = conventional.reconstruct(scan, progress=progress, recipe=recipe, **options)
     data.write_reconstruction(output, result, crystal_frame(result))
     print(f"{output}: {result!r}")
 

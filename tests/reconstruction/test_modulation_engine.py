@@ -19,6 +19,7 @@ from bcmi_beamline.reconstruction.free_pixels import free_pixels
 from bcmi_beamline.reconstruction.modulation.driver import prepare, solve
 from bcmi_beamline.reconstruction.modulation.refine import copy_of, refine
 from bcmi_beamline.reconstruction.modulation.scale import scaled, step_to_least
+from bcmi_beamline.reconstruction.strain import orthogonalise
 from bcmi_beamline.reconstruction.threads import one_thread_per_product
 from bcmi_beamline.scans import Modulator, RockingScan
 
@@ -274,6 +275,23 @@ def test_a_known_support_is_kept(scan):
     assert again.image.shape == first.image.shape
     np.testing.assert_array_equal(again.support, first.support)
     assert correlate(again) > 0.97
+
+
+def test_the_support_of_another_result_holds_the_crystal_wherever_it_stands(scan):
+    """Somewhere in its array, upright, on voxels of its own: what another engine may have made of it."""
+    modulator = make_modulator(scan.geometry, with_probe=True)
+    options = {"iterations": 5, "drift": "none", "start": "probe"}
+    first = modulation.reconstruct(scan, modulator, **options)
+    upright = orthogonalise(first)
+    aside = (9, 2), (1, 14), (12, 0)
+    image, support = (np.pad(a, aside) for a in (upright.image, upright.support))
+    other = replace(upright, image=image, support=support)
+    problem = prepare(scan, modulator, support=other)
+    assert problem.region.sum() < 0.6 * prepare(scan, modulator).region.sum()
+    again = modulation.reconstruct(scan, modulator, support=other, **options)
+    assert correlate(again) > correlate(first) - 0.003
+    with pytest.raises(ValueError, match="empty"):
+        prepare(scan, modulator, support=replace(other, support=np.zeros_like(support)))
 
 
 def test_the_published_iteration_crawls_the_right_way(scan):

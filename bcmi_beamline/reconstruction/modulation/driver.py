@@ -31,8 +31,9 @@ from bcmi_beamline.reconstruction.modulation.slices import (
     solve_from_noise,
 )
 from bcmi_beamline.reconstruction.modulation.slicewise import iterate_slices, random_crystal
-from bcmi_beamline.reconstruction.modulation.start import LOOSE_SIZES, find_crystal
+from bcmi_beamline.reconstruction.modulation.start import LOOSE_SIZES, find_crystal, on_window
 from bcmi_beamline.reconstruction.modulation.support import (
+    region_from,
     sheared_box,
     thickness_from_counts,
 )
@@ -136,7 +137,7 @@ def prepare(
     scan: RockingScan,
     modulator: Modulator,
     *,
-    support: np.ndarray | None = None,
+    support: Reconstruction | np.ndarray | None = None,
     free_fraction: float = 0.05,
     seed: int = 0,
     free: np.ndarray | None = None,
@@ -149,8 +150,10 @@ def prepare(
     ----------
     scan : RockingScan
     modulator : Modulator
-    support : ndarray, (n_zeta, ny, nx), bool, optional
-        On the grid of a result: `RockingOperator.voxel` and the object pixel, origin at ``n // 2``.
+    support : Reconstruction, or ndarray, (n_zeta, ny, nx), bool, optional
+        Another result of the crystal, whose support, grown by three voxels and put where the crystal stands,
+        is the largest allowed; or the support itself, on the grid of a result: `RockingOperator.voxel` and
+        the object pixel, origin at ``n // 2``.
     free_fraction : float
         Part of the pixels kept free.
     seed : int
@@ -171,29 +174,34 @@ def prepare(
     if free is None:
         free = free_pixels(scan.frames.shape, scan.mask, free_fraction)
     targets = make_targets(scan, free)
+    known = None if isinstance(support, Reconstruction) else support
     if border is None:
-        border = border_for(targets) if support is None and window is None else (0, 0)
+        border = border_for(targets) if known is None and window is None else (0, 0)
     targets = with_border(targets, border)
     operator_on, pixel, trusted = optics(scan, modulator, scan.angles_deg, border)
     flux = np.ones(len(targets)) if scan.flux is None else scan.flux / scan.flux.mean()
     beam = None
     if window is None:
         rng = np.random.default_rng(seed)
-        window, beam = find_crystal(operator_on, pixel, targets, scan.angles_deg, modulator, rng, support)
-    operator = operator_on(window)
+        window, beam = find_crystal(operator_on, pixel, targets, scan.angles_deg, modulator, rng, known)
     geometry = scan.geometry.with_modulator(modulator.sample_distance)
     rocking = RockingOperator(geometry, scan.angles_deg, pixel, window)
+    region = known
+    if isinstance(support, Reconstruction):
+        region = region_from(support, (rocking.voxel, *pixel), geometry.shear)
+        there, window = window, Window((region.shape[1], region.shape[2]), window.centre)
+        beam = beam and (on_window(beam[0], there, window), beam[1])
+        rocking = RockingOperator(geometry, scan.angles_deg, pixel, window)
+    operator = operator_on(window)
     trust = frame_trust(operator, trusted, rocking)
     if not (trust > TRUST_NONE).any():
         raise ValueError(
             "no frame's light falls on the trusted part of the modulator: calibrate a wider field"
         )
     thickness = 1.25 * thickness_from_counts(frame_counts(targets) / flux, rocking.kappa)
-    if support is None:
+    if region is None:
         reach = thickness + 2 * np.abs(rocking.shear_offset).max()
         region = sheared_box(rocking, 2 * int(np.ceil(reach / rocking.voxel / 2)), thickness)
-    else:
-        region = np.asarray(support, bool)
     return Problem(
         operator=operator,
         rocking=rocking,
@@ -201,9 +209,9 @@ def prepare(
         beam=beam,
         amplitude=np.sqrt(flux).astype(np.float32),
         weight=np.clip((trust - TRUST_NONE) / (TRUST_FULL - TRUST_NONE), 0, 1).astype(np.float32),
-        region=region,
+        region=np.asarray(region, bool),
         thickness=thickness,
-        tighten=support is None,
+        tighten=known is None,
         sentinels=None
         if scan.sentinels is None
         else (with_border(sentinel_targets(scan), border), np.asarray(scan.sentinel_after)),
@@ -476,7 +484,7 @@ def reconstruct(
     trials: int = 1,
     seed: int = 0,
     iterations: int = 10,
-    support: np.ndarray | None = None,
+    support: Reconstruction | np.ndarray | None = None,
     progress: Progress | None = None,
     method: Method = "chain",
     start: Start = "random",
@@ -500,9 +508,11 @@ def reconstruct(
         Trial n draws from ``default_rng((seed, n))``.
     iterations : int
         Passes over all frames after the chain.
-    support : ndarray, (n_zeta, ny, nx), bool, optional
-        Known support on the grid of a result (`RockingOperator.voxel` and the object pixel); else it is
-        found, and pixels are finer where the light leaves the window of the detector (`border`).
+    support : Reconstruction, or ndarray, (n_zeta, ny, nx), bool, optional
+        Another result of the crystal, whose support, grown by three voxels, is the largest allowed; or the
+        known support on the grid of a result (`RockingOperator.voxel` and the object pixel). Else it is
+        found. Without a known one, pixels are finer where the light leaves the window of the detector
+        (`border`).
     progress : callable, optional
         Given the fraction done and a line.
     method : {"chain", "paper"}

@@ -182,12 +182,12 @@ def find_crystal(
         operator = operator_on(loose)
         beam = beam_at_crystal(modulator, operator, peak)
         about, whole = window_around(beam, loose)
-        inside = _on_window(np.ones(about.shape, bool), about, loose)
+        inside = on_window(np.ones(about.shape, bool), about, loose)
         wave, moved, misfit = register(operator, beam, inside, targets[peak], peak)
         if whole and misfit < FITS:
             centre = about.centre[0] + moved[0], about.centre[1] + moved[1]
             window = known or Window(about.shape, centre)
-            return window, (_on_window(wave, loose, window), peak)
+            return window, (on_window(wave, loose, window), peak)
     return known or _window_from_noise(operator_on, pixel, targets, int(np.argmax(light)), rng), None
 
 
@@ -213,7 +213,7 @@ def _window_from_noise(
         if fits < FITS and not whole:
             moved = Window(loose.shape, window.centre)
             operator = operator_on(moved)
-            wave, _ = solve_wave(operator, _on_window(wave, loose, moved), target, frame, MORE_STEPS)
+            wave, _ = solve_wave(operator, on_window(wave, loose, moved), target, frame, MORE_STEPS)
             window, whole = window_around(wave, moved)
             fits = excess(operator, wave, target, frame)
         if whole and fits < FITS:
@@ -228,7 +228,7 @@ def _window(pixel: tuple[float, float], size: float, detector_shape: tuple[int, 
     return Window((2 * half[0], 2 * half[1]))
 
 
-def _on_window(wave: np.ndarray, before: Window, window: Window) -> np.ndarray:
+def on_window(wave: np.ndarray, before: Window, window: Window) -> np.ndarray:
     """A wave (ny, nx) on another window; 0 where it was not known."""
     out = np.zeros(window.shape, wave.dtype)
     meet = [np.intersect1d(window.indices(a), before.indices(a), return_indices=True)[1:] for a in (0, 1)]

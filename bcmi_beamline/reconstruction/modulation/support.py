@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from scipy import ndimage
 
+from bcmi_beamline.reconstruction.alignment import resample_support
 from bcmi_beamline.reconstruction.modulation.operators import (
     FrameOperator,
     RockingOperator,
     Window,
     sinc_matrix,
 )
-from bcmi_beamline.scans import Modulator
+from bcmi_beamline.scans import Modulator, Reconstruction
 
 SPECK = 0.02
 """A part of a wave that lies apart and has less than this part of the light of the brightest is noise."""
+
+GROWN = 3
+"""Voxels by which the support of another result is grown: the crystal's place is known to a few."""
 
 
 def thickness_from_counts(counts: np.ndarray, kappa: np.ndarray) -> float:
@@ -90,6 +96,41 @@ def sheared_box(
     depth = rocking.zeta(n_zeta)[:, None, None] + rocking.shear_offset
     box = np.abs(depth) <= thickness / 2
     return box if inside is None else box & inside
+
+
+def region_from(
+    result: Reconstruction, voxel_size: tuple[float, float, float], shear: tuple[float, float]
+) -> np.ndarray:
+    """The support of another result of the crystal, grown a little, in the middle of a grid that holds it.
+
+    Parameters
+    ----------
+    result : Reconstruction
+        On any grid; the crystal may stand anywhere in it.
+    voxel_size : (zeta, y, x)
+        Of the new grid, m.
+    shear : (shear_x, shear_y)
+        Of the new grid.
+
+    Returns
+    -------
+    region : ndarray, (n_zeta, ny, nx), bool
+
+    Raises
+    ------
+    ValueError
+        When the support is empty.
+    """
+    if not result.support.any():
+        raise ValueError("the support that was given is empty: give a result that holds a crystal")
+    box = ndimage.find_objects(result.support.astype(np.int8))[0]
+    alone = replace(result, image=result.image[box], support=result.support[box])
+    size = np.array(alone.support.shape) * result.voxel_size
+    turned = np.subtract(shear, result.shear)
+    size[0] += np.abs(turned) @ size[:0:-1]
+    n = 2 * (np.ceil(size / voxel_size / 2).astype(int) + 1 + GROWN)
+    region = resample_support(alone, voxel_size, (n[0], n[1], n[2]), shear)
+    return ndimage.binary_dilation(region, iterations=GROWN)
 
 
 def shrink_wrap(image: np.ndarray, region: np.ndarray, threshold: float, smooth: float = 1.0) -> np.ndarray:
