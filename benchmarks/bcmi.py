@@ -28,8 +28,9 @@ from bcmi_beamline.data import read_modulator
 from bcmi_beamline.reconstruction.fourier import fft2, ifft2
 from bcmi_beamline.reconstruction.metrics import compare
 from bcmi_beamline.reconstruction.modulation import driver
-from bcmi_beamline.reconstruction.modulation.refine import Problem
-from bcmi_beamline.reconstruction.modulation.scale import scaled
+from bcmi_beamline.reconstruction.modulation.prepare import prepare
+from bcmi_beamline.reconstruction.modulation.refine import Problem, Solution
+from bcmi_beamline.reconstruction.modulation.scale import rescale, scaled
 from bcmi_beamline.reconstruction.threads import each, one_thread_per_product
 from bcmi_beamline.scans import Modulator, Reconstruction, RockingScan
 from bcmi_beamline.sim import Twin, simulate_rocking
@@ -182,14 +183,18 @@ def main() -> None:
         modulator = scaled(modulator, arguments.scale)
         wall, cpu = time.perf_counter(), time.process_time()
         with one_thread_per_product():
-            problem = driver.prepare(scan, modulator)
+            problem = prepare(scan, modulator)
         ready = round(time.perf_counter() - wall, 1), round(time.process_time() - cpu, 1)
         scale = {}
         if arguments.refine_scale:
             cpu = time.process_time()
-            pilot = driver.Trial(problem, 10, PILOT_SEED, arguments.start, drift, "chain")(0, Stages())
+
+            def pilot(problem: Problem, n: int) -> Solution:
+                trial = driver.Trial(problem, 10, PILOT_SEED, arguments.start, drift, "chain")
+                return trial(n, Stages())
+
             with one_thread_per_product():
-                problem, modulator, told = driver.rescale(scan, modulator, problem, pilot)
+                problem, modulator, told = rescale(scan, modulator, problem, pilot)
             scale = {"scale": round(told.factor, 5), "scale_error": round(told.error, 5)}
             scale["scale_cpu_s"] = round(time.process_time() - cpu, 1)
         for seed, iterations in itertools.product(range(arguments.seeds), arguments.iterations):

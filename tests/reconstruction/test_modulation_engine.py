@@ -16,7 +16,8 @@ import pytest
 from bcmi_beamline.geometry import Geometry, rotation_matrix
 from bcmi_beamline.reconstruction import modulation
 from bcmi_beamline.reconstruction.free_pixels import free_pixels
-from bcmi_beamline.reconstruction.modulation.driver import prepare, solve
+from bcmi_beamline.reconstruction.modulation.driver import solve
+from bcmi_beamline.reconstruction.modulation.prepare import prepare
 from bcmi_beamline.reconstruction.modulation.refine import copy_of, refine
 from bcmi_beamline.reconstruction.modulation.scale import scaled, step_to_least
 from bcmi_beamline.reconstruction.strain import orthogonalise

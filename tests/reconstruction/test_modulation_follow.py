@@ -13,8 +13,8 @@ from test_modulation_engine import ANGLES, correlate, make_geometry, make_modula
 
 from bcmi_beamline.reconstruction import modulation
 from bcmi_beamline.reconstruction.modulation.chain import BRIGHT
-from bcmi_beamline.reconstruction.modulation.driver import prepare
 from bcmi_beamline.reconstruction.modulation.follow import Follower, carried
+from bcmi_beamline.reconstruction.modulation.prepare import prepare
 from bcmi_beamline.reconstruction.threads import one_thread_per_product
 
 follow_module = importlib.import_module("bcmi_beamline.reconstruction.modulation.follow")

@@ -9,8 +9,9 @@ import pytest
 from test_modulation_engine import ANGLES, Grains, correlate, make_geometry, make_modulator, simulate
 
 from bcmi_beamline.reconstruction import modulation
-from bcmi_beamline.reconstruction.modulation.driver import central_wave, frame_trust, optics, prepare
+from bcmi_beamline.reconstruction.modulation.driver import central_wave
 from bcmi_beamline.reconstruction.modulation.operators import Window
+from bcmi_beamline.reconstruction.modulation.prepare import frame_trust, optics, prepare
 from bcmi_beamline.reconstruction.modulation.start import excess, thinned
 from bcmi_beamline.reconstruction.modulation.support import window_around
 from bcmi_beamline.reconstruction.threads import one_thread_per_product

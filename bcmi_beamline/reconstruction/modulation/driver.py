@@ -5,39 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from bcmi_beamline.geometry import Geometry
-from bcmi_beamline.reconstruction.free_pixels import free_pixels
 from bcmi_beamline.reconstruction.modes import align_trials, eigen_modes, spread
-from bcmi_beamline.reconstruction.modulation.border import border_for, with_border
 from bcmi_beamline.reconstruction.modulation.chain import chain, combine, even_out, weighed
 from bcmi_beamline.reconstruction.modulation.drift import DriftFollower, sentinel_shifts, usual_step
 from bcmi_beamline.reconstruction.modulation.operators import (
-    ANGLES_KEPT,
-    FrameOperator,
-    RockingOperator,
     Window,
-    place_modulator,
 )
+from bcmi_beamline.reconstruction.modulation.prepare import prepare
 from bcmi_beamline.reconstruction.modulation.refine import Problem, Solution, copy_of, dark_counts, refine
-from bcmi_beamline.reconstruction.modulation.scale import Scale, find_scale, scaled
+from bcmi_beamline.reconstruction.modulation.scale import PILOTS, Scale, rescale
 from bcmi_beamline.reconstruction.modulation.slices import (
-    frame_counts,
-    make_targets,
-    sentinel_targets,
     solve_from_noise,
 )
 from bcmi_beamline.reconstruction.modulation.slicewise import iterate_slices, random_crystal
-from bcmi_beamline.reconstruction.modulation.start import LOOSE_SIZES, find_crystal, on_window
-from bcmi_beamline.reconstruction.modulation.support import (
-    region_from,
-    sheared_box,
-    thickness_from_counts,
-)
-from bcmi_beamline.reconstruction.threads import each, one_thread_per_product
+from bcmi_beamline.reconstruction.threads import one_thread_per_product
 from bcmi_beamline.reconstruction.trials import fingerprint, run_trials
 from bcmi_beamline.scans import Modulator, Reconstruction, RockingScan
 
@@ -45,10 +30,6 @@ Progress = Callable[[float, str], None]
 Start = Literal["random", "probe"]
 Drift = Literal["free", "none"]
 Method = Literal["chain", "paper"]
-
-TRUST_NONE, TRUST_FULL = 0.7, 0.95
-"""A frame is left out where less of its light than the first meets the trusted map, and counts fully above
-the second."""
 
 SHARED = 0.9
 """Weight of the first mode from which on the best trials are one solution."""
@@ -75,177 +56,6 @@ NOTICED = 0.005
 
 REJECT = 0.1
 """A trial whose free log-likelihood lies by this part above the best one's is another solution: a bad one."""
-
-
-class Optics(NamedTuple):
-    """What the light of a scan meets, whatever its frames hold.
-
-    Parameters
-    ----------
-    operator_on : callable
-        Makes the operator for a window of the exit wave.
-    pixel : (y, x)
-        Of the object, m.
-    trusted : ndarray, bool
-        Where the map can be relied on; beam axis at ``n // 2``.
-    """
-
-    operator_on: Callable[[Window], FrameOperator]
-    pixel: tuple[float, float]
-    trusted: np.ndarray
-
-
-def optics(
-    scan: RockingScan, modulator: Modulator, angles_deg: np.ndarray, border: tuple[int, int] = (0, 0)
-) -> Optics:
-    """Optics for frames at `angles_deg` (J,) of a scan, whose frames tell only how many pixels they have.
-
-    `border` rows and columns are added at either end, as by `with_border`.
-
-    Raises
-    ------
-    ValueError
-        In one line, when scan and modulator cannot be reconciled.
-    """
-    geometry = scan.geometry.with_modulator(modulator.sample_distance)
-    ny, nx = (n + 2 * b for n, b in zip(scan.frames.shape[1:], border, strict=True))
-    pixel = (geometry.object_pixel(ny), geometry.object_pixel(nx))
-    centres = light_centres(geometry, angles_deg, pixel)
-    spread = [ANGLES_KEPT * geometry.wavelength * geometry.modulator_distance / (2 * p**2) for p in pixel]
-    half = [int(np.abs(centres[:, i]).max() + spread[i] + LOOSE_SIZES[-1] / pixel[i]) + 2 for i in (0, 1)]
-    field, trusted = place_modulator(modulator, scan, (2 * half[0], 2 * half[1]), pixel)
-
-    def operator_on(window: Window) -> FrameOperator:
-        reach = [2 * int(np.ceil(n / 2 + s)) for n, s in zip(window.shape, spread, strict=True)]
-        return FrameOperator(
-            field,
-            window,
-            pixel,
-            geometry.wavelength,
-            modulator.sample_distance,
-            geometry.propagation_distance,
-            (ny, nx),
-            centres + window.centre,
-            (reach[0], reach[1]),
-            walk=centres,
-        )
-
-    return Optics(operator_on, pixel, trusted)
-
-
-def prepare(
-    scan: RockingScan,
-    modulator: Modulator,
-    *,
-    support: Reconstruction | np.ndarray | None = None,
-    free_fraction: float = 0.05,
-    seed: int = 0,
-    free: np.ndarray | None = None,
-    window: Window | None = None,
-    border: tuple[int, int] | None = None,
-) -> Problem:
-    """Check that scan and modulator belong together, and make everything the steps need.
-
-    Parameters
-    ----------
-    scan : RockingScan
-    modulator : Modulator
-    support : Reconstruction, or ndarray, (n_zeta, ny, nx), bool, optional
-        Another result of the crystal, whose support, grown by three voxels and put where the crystal stands,
-        is the largest allowed; or the support itself, on the grid of a result: `RockingOperator.voxel` and
-        the object pixel, origin at ``n // 2``.
-    free_fraction : float
-        Part of the pixels kept free.
-    seed : int
-        For the search of a crystal whose beam was not calibrated.
-    free : ndarray, (J, Ny, Nx), bool, optional
-        The free pixels themselves, instead of `free_fraction`; masked ones do not count.
-    window : Window, optional
-        Where the exit wave may be, where that is known.
-    border : (rows, columns), optional
-        Pixels added at either end of the frames, for light that leaves them; where not told, and no support
-        or window on the grid of the frames is given, as many as the frames ask for.
-
-    Raises
-    ------
-    ValueError
-        In one line, when the two cannot be reconciled.
-    """
-    if free is None:
-        free = free_pixels(scan.frames.shape, scan.mask, free_fraction)
-    targets = make_targets(scan, free)
-    known = None if isinstance(support, Reconstruction) else support
-    if border is None:
-        border = border_for(targets) if known is None and window is None else (0, 0)
-    targets = with_border(targets, border)
-    operator_on, pixel, trusted = optics(scan, modulator, scan.angles_deg, border)
-    flux = np.ones(len(targets)) if scan.flux is None else scan.flux / scan.flux.mean()
-    beam = None
-    if window is None:
-        rng = np.random.default_rng(seed)
-        window, beam = find_crystal(operator_on, pixel, targets, scan.angles_deg, modulator, rng, known)
-    geometry = scan.geometry.with_modulator(modulator.sample_distance)
-    rocking = RockingOperator(geometry, scan.angles_deg, pixel, window)
-    region = known
-    if isinstance(support, Reconstruction):
-        region = region_from(support, (rocking.voxel, *pixel), geometry.shear)
-        there, window = window, Window((region.shape[1], region.shape[2]), window.centre)
-        beam = beam and (on_window(beam[0], there, window), beam[1])
-        rocking = RockingOperator(geometry, scan.angles_deg, pixel, window)
-    operator = operator_on(window)
-    trust = frame_trust(operator, trusted, rocking)
-    if not (trust > TRUST_NONE).any():
-        raise ValueError(
-            "no frame's light falls on the trusted part of the modulator: calibrate a wider field"
-        )
-    thickness = 1.25 * thickness_from_counts(frame_counts(targets) / flux, rocking.kappa)
-    if region is None:
-        reach = thickness + 2 * np.abs(rocking.shear_offset).max()
-        region = sheared_box(rocking, 2 * int(np.ceil(reach / rocking.voxel / 2)), thickness)
-    return Problem(
-        operator=operator,
-        rocking=rocking,
-        targets=targets,
-        beam=beam,
-        amplitude=np.sqrt(flux).astype(np.float32),
-        weight=np.clip((trust - TRUST_NONE) / (TRUST_FULL - TRUST_NONE), 0, 1).astype(np.float32),
-        region=np.asarray(region, bool),
-        thickness=thickness,
-        tighten=known is None,
-        sentinels=None
-        if scan.sentinels is None
-        else (with_border(sentinel_targets(scan), border), np.asarray(scan.sentinel_after)),
-    )
-
-
-def light_centres(geometry: Geometry, angles_deg: np.ndarray, pixel: tuple[float, float]) -> np.ndarray:
-    """Where the beam meets the modulator as the crystal rocks: (J, 2) pixels (row, column) from the axis."""
-    walk_x, walk_y = (geometry.modulator_distance * w for w in geometry.walk_per_radian)
-    turned = np.deg2rad(angles_deg)
-    return np.rint(np.stack([-turned * walk_y / pixel[0], turned * walk_x / pixel[1]], axis=1)).astype(int)
-
-
-def frame_trust(operator: FrameOperator, trusted: np.ndarray, rocking: RockingOperator) -> np.ndarray:
-    """Part of each frame's light that meets the trusted map, (J,), were the crystal unstrained.
-
-    The light of a uniform crystal that fills the middle of the window, walking over the modulator as the
-    crystal rocks; to a few per cent, from the rows that the operator computes.
-    """
-    ny, nx = operator.window.shape
-    disc = np.multiply.outer(np.hanning(ny + 2)[1:-1], np.hanning(nx + 2)[1:-1])
-
-    def part(j: int) -> float:
-        rows, columns = (operator.patch_indices(j, axis) + trusted.shape[axis] // 2 for axis in (0, 1))
-        if trusted[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all():
-            return 1.0
-        wave = disc * rocking.tilt(slice(j, j + 1))[0]
-        rows, light = operator.rows_before(wave.astype(np.complex64), j)
-        step = int(rows[1] - rows[0])
-        about = (rows + trusted.shape[0] // 2 - step // 2)[:, None] + np.arange(step)
-        known = trusted[:, columns[0] : columns[-1] + 1][about.clip(0, len(trusted) - 1)].mean(axis=1)
-        return float((light * known).sum() / light.sum())
-
-    return np.array(each(part, range(len(rocking.kappa))))
 
 
 def central_wave(
@@ -470,7 +280,7 @@ class Trial:
             "method": self.method,
         }
 
-    def __call__(self, number: int, report: Progress) -> Solution:
+    def __call__(self, number: int, report: Progress | None) -> Solution:
         """Solve it from ``default_rng((seed, number))``."""
         rng = np.random.default_rng((self.seed, number))
         with one_thread_per_product():
@@ -550,12 +360,16 @@ def reconstruct(
     options = {"free_fraction": free_fraction, "seed": seed}
     with one_thread_per_product():
         problem = prepare(scan, modulator, support=support, **options)
-    scale = Scale(1.0, np.inf)
+    scale, begun = Scale(1.0, np.inf), 0.0
     if refine_scale:
-        before, progress = share(progress, 1 / (trials + 1))
-        pilot = Trial(problem, iterations, seed, start, drift, "chain")
-        with one_thread_per_product():
-            problem, modulator, scale = rescale(scan, modulator, problem, pilot(trials, before))
+        share = 1 / (trials + PILOTS)
+
+        def pilot(problem: Problem, n: int) -> Solution:
+            report = between(progress, n * share, (n + 1) * share, "scale of the map: ")
+            return Trial(problem, iterations, seed, start, drift, "chain")(trials + n, report)
+
+        problem, modulator, scale = rescale(scan, modulator, problem, pilot)
+        begun = PILOTS * share
     trial = Trial(problem, iterations, seed, start, drift, method)
     configuration = {
         "method": "bcmi" if method == "chain" else "bcmi-paper",
@@ -567,7 +381,7 @@ def reconstruct(
         **options,
         "modulator_distance": modulator.sample_distance,
         "modulator_run_uid": modulator.metadata.get("run_uid"),
-        "modulator_scale": scale.factor if scale.told else 1.0,
+        "modulator_scale": scale.factor,
         "modulator_scale_error": scale.error if np.isfinite(scale.error) else None,
         "thickness": problem.thickness,
         "support_given": support is not None,
@@ -582,37 +396,17 @@ def reconstruct(
         workers=workers,
         scheduler=scheduler,
         folder=folder,
-        progress=progress,
+        progress=between(progress, begun, 1.0),
         found=(lambda some: show(combined(some))) if show is not None else None,
     )
     return combined(solutions)
 
 
-def share(progress: Progress | None, part: float) -> tuple[Progress, Progress | None]:
-    """Two reports that fill the first `part` of one, and what is left of it."""
-    tell = progress or (lambda *_: None)
-    return (
-        lambda done, line: tell(part * done, f"scale of the modulator: {line}"),
-        progress and (lambda done, line: tell(part + (1 - part) * done, line)),
-    )
-
-
-def rescale(
-    scan: RockingScan, modulator: Modulator, problem: Problem, solution: Solution
-) -> tuple[Problem, Modulator, Scale]:
-    """Problem and modulator at the scale that a solved crystal tells; unchanged where it does not tell it."""
-    ny, nx = (
-        (n - m) // 2 for n, m in zip(problem.operator.detector_shape, scan.frames.shape[1:], strict=True)
-    )
-
-    def operator_at(factor: float) -> FrameOperator:
-        made = optics(scan, scaled(modulator, factor), scan.angles_deg, (ny, nx))
-        return made.operator_on(problem.operator.window)
-
-    scale = find_scale(problem, solution, operator_at)
-    if not scale.told:
-        return problem, modulator, scale
-    return problem.through(operator_at(scale.factor)), scaled(modulator, scale.factor), scale
+def between(report: Progress | None, begun: float, end: float, name: str = "") -> Progress | None:
+    """A report for the part of the work between two fractions of the whole; its lines begin with `name`."""
+    if report is None:
+        return None
+    return lambda done, line: report(begun + (end - begun) * done, name + line)
 
 
 def make_result(

@@ -24,15 +24,11 @@ from bcmi_beamline.reconstruction.modulation.border import border_for, with_bord
 from bcmi_beamline.reconstruction.modulation.chain import BRIGHT, STEPS, extend
 from bcmi_beamline.reconstruction.modulation.driver import (
     Drift,
-    Optics,
     Progress,
     conclude,
     finish,
-    light_centres,
     make_result,
-    optics,
     places_shown,
-    prepare,
 )
 from bcmi_beamline.reconstruction.modulation.operators import (
     FrameOperator,
@@ -41,6 +37,7 @@ from bcmi_beamline.reconstruction.modulation.operators import (
     sinc_matrix,
     slow_transform,
 )
+from bcmi_beamline.reconstruction.modulation.prepare import Optics, light_centres, optics, prepare
 from bcmi_beamline.reconstruction.modulation.refine import Problem, Solution
 from bcmi_beamline.reconstruction.modulation.slices import frame_counts, make_targets, solve_from_noise
 from bcmi_beamline.reconstruction.modulation.start import find_crystal, warm_up

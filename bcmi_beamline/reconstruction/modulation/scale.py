@@ -15,8 +15,10 @@ from typing import NamedTuple
 import numpy as np
 
 from bcmi_beamline.reconstruction.modulation.operators import FrameOperator
+from bcmi_beamline.reconstruction.modulation.prepare import optics
 from bcmi_beamline.reconstruction.modulation.refine import Problem, Solution, copy_of, refine
-from bcmi_beamline.scans import Modulator
+from bcmi_beamline.reconstruction.threads import one_thread_per_product
+from bcmi_beamline.scans import Modulator, RockingScan
 
 FRAMES = 40
 """So many of the brightest tell enough."""
@@ -27,8 +29,11 @@ PASSES = 4
 STEP = 1e-3
 """Between the three scales of a round."""
 
+PILOTS = 3
+"""Crystals that are solved for it, at most, each through the map that the one before has corrected."""
+
 ROUNDS = 5
-"""At most. The crystal was fitted with the scale of the round before, and holds the next back a little."""
+"""At most: the misfit is a parabola near its least only."""
 
 SETTLED = 1e-4
 """A round that changes the scale by less is the last."""
@@ -60,7 +65,8 @@ def find_scale(problem: Problem, solution: Solution, operator_at: Callable[[floa
 
     The least of a parabola through the misfits at three scales, again about the scale that was found, until
     it stays. The free pixels, which no pass has seen, are asked the same: what they answer otherwise is how
-    uncertain the scale is.
+    uncertain the scale is. A crystal that was fitted through a map of wrong scale holds on to 5 to 20 % of
+    what is wrong: one solved anew through the corrected map tells the rest.
 
     Parameters
     ----------
@@ -83,7 +89,8 @@ def find_scale(problem: Problem, solution: Solution, operator_at: Callable[[floa
         tried = [fit(factor + side * STEP) for side in (-1, 0, 1)]
         told = step_to_least([t.error[-1] ** 2 for t in tried])
         free = step_to_least([t.free_llk[-1] for t in tried]) if problem.free_count else told
-        fitted, factor = tried[1], factor + told
+        fitted = tried[1 + int(np.clip(np.rint(told / STEP), -1, 1))]  # the nearest
+        factor += told
         if abs(told) < SETTLED:
             break
     settled = abs(told) < STEP and abs(free) < STEP
@@ -99,3 +106,35 @@ def step_to_least(misfits: list[float]) -> float:
     curvature, slope = below - 2 * here + above, (above - below) / 2
     steps = -slope / curvature if curvature > 0 else -np.sign(slope) * np.inf
     return STEP * float(np.clip(np.nan_to_num(steps, nan=2.0, posinf=2.0, neginf=-2.0), -2, 2))
+
+
+def rescale(
+    scan: RockingScan, modulator: Modulator, problem: Problem, solve: Callable[[Problem, int], Solution]
+) -> tuple[Problem, Modulator, Scale]:
+    """Problem and modulator at the scale that the frames tell, and that scale.
+
+    Parameters
+    ----------
+    scan, modulator
+        Those of the problem.
+    problem : Problem
+    solve : callable
+        Makes the n-th crystal, of a problem and n, that the scale is found from.
+    """
+    ny, nx = (
+        (n - m) // 2 for n, m in zip(problem.operator.detector_shape, scan.frames.shape[1:], strict=True)
+    )
+    factor, last = 1.0, Scale(1.0, np.inf)
+
+    def operator_at(further: float) -> FrameOperator:
+        made = optics(scan, scaled(modulator, factor * further), scan.angles_deg, (ny, nx))
+        return made.operator_on(problem.operator.window)
+
+    with one_thread_per_product():
+        for n in range(PILOTS):
+            last = find_scale(problem, solve(problem, n), operator_at)
+            if not last.told:
+                break
+            problem = problem.through(operator_at(last.factor))
+            factor *= last.factor
+    return problem, scaled(modulator, factor), Scale(factor, float(np.hypot(last.error, last.factor - 1)))
