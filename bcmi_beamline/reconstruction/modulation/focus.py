@@ -56,8 +56,8 @@ class Unevenness:
         self._matrix = matrix
         self._back = np.ascontiguousarray(matrix.conj().T)
         self._region = region.reshape(len(region), -1)
-        self._tilt = tilt
-        self._spectra = fft2(self._waves / tilt)
+        self._tilt, self._upright = tilt, tilt.conj()  # a product, since it costs less than a quotient
+        self._spectra = fft2(self._waves * self._upright)
         self._f = [2 * np.pi * np.fft.fftfreq(n) for n in waves.shape[1:]]
 
     def __call__(self, phases: np.ndarray) -> tuple[float, np.ndarray]:
@@ -77,7 +77,7 @@ class Unevenness:
         spectra *= columns.astype(np.complex64)[:, None, :]
         level, slope = self._level(ifft2(spectra) * self._tilt)
         overlap = spectra.conj()
-        overlap *= fft2(slope / self._tilt)
+        overlap *= fft2(slope * self._upright)
         lines = np.imag(overlap.sum(axis=2, dtype=complex)), np.imag(overlap.sum(axis=1, dtype=complex))
         return level, lines[0].sum(axis=1), np.stack([lines[1] @ self._f[1], lines[0] @ self._f[0]], axis=1)
 
