@@ -35,6 +35,7 @@ from bcmi_beamline.reconstruction.ptychography._start import (
     FULL_FIELD,
     Grid,
     beam_fills,
+    beam_width,
     check_scan,
     first_probe,
     pattern_width,
@@ -77,6 +78,9 @@ FIRST_FRAMES, FIRST_SHARE, GROWTH = 80, 1 / 12, 1.35
 STAGE_STEP, STAGE_SWEEPS = 0.02, 3
 """Rotation in rad of the first trials of the stage, and the sweeps that judge a trial."""
 FIRST_SWEEPS, GROWING_SWEEPS, LAST_SWEEPS = 10, 2, 10
+SHADOW = 10.0
+"""Times sqrt(lambda d1): a beam that is wider casts shadows of the object that hide its slow phases (14 on
+`paper-hs`). In a narrower one (4.7 on `paper-ls`) something else asks for them, steadily and wrongly."""
 TOLD_DEPTH = 0.2
 """Share of the depth of focus, pixel**2 / wavelength, to which the smallest area tells a crystal's plane: in
 noise-free waves of four simulated crystals each 0.15 at most on `small`, 0.2 on `paper-ls`, 0.4 on
@@ -227,6 +231,9 @@ class _Run:
         width = pattern_width(mean)
         self.finer = 1 if beam_fills(scan, width) < FULL_FIELD else 2
         self.full = Grid.around(scan, self.finer)
+        fresnel = np.sqrt(scan.wavelength * scan.sample_distance)
+        self.shadows = options.from_crystal and beam_width(scan, width) > SHADOW * fresnel
+        """Whether slow phases of the object hide, see `slow_phase`."""
         self.coarse = self._coarse_window(width)
         """Window of the coarse start; None where the frames are small enough as they are."""
         self.scores: list[Score] = []
@@ -372,6 +379,8 @@ class _Run:
             score = self.engine.sweep(momentum=0.0 if last else MOMENTUM, locate=True)
             self.engine.vary()
             self._settle(1.5)
+            if i == 0 and self.shadows:
+                self.engine.follow_phase(self.grid.pixel, self.scan.wavelength, self.distance)
             if last:
                 break
             flat = i > 0 and score.r2 > FLAT * before

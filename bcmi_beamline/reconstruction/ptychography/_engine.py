@@ -11,6 +11,7 @@ from scipy import ndimage
 
 from bcmi_beamline.reconstruction.ptychography._detector import Detector
 from bcmi_beamline.reconstruction.ptychography._devices import Array, Batch, Device, Sums, make_device
+from bcmi_beamline.reconstruction.ptychography._phases import put_on, slow_phase
 from bcmi_beamline.reconstruction.ptychography._positions import Together
 from bcmi_beamline.reconstruction.ptychography._source import Free, Source, Waves
 
@@ -93,6 +94,8 @@ class Engine:
         self._asked = np.zeros_like(self.offsets)
         """Gradient of the fit of every frame along its position, by the last pass that located."""
         self._background = np.zeros((0, 0), np.float32)
+        self._pull: Array = 0
+        """What the last sweep that located asked of the object, (H, W)."""
         self._totals = np.zeros((len(frames), 2))
         self._errors = np.zeros(len(frames))
         self._last_r2, self._age = np.inf, 0
@@ -354,6 +357,8 @@ class Engine:
         for index in self._batches():
             score, _, unshifted = self._gradient(index, locate, poisson=False)
             totals += score
+            if locate:
+                self._pull = self._pull + self._sums.image
             self._step_image(damp_image, 1.0)
             if not hold_probe:
                 self._step_probe(self._sums.probe, unshifted, damp_probe, 1.0)
@@ -398,6 +403,7 @@ class Engine:
     def _begin(self, locate: bool) -> None:
         if locate:
             self._wanted = np.zeros_like(self.coefficients)
+            self._pull = 0
 
     def _end(self) -> None:
         """Multiply the background by what the pass asked for (Richardson-Lucy)."""
@@ -449,6 +455,24 @@ class Engine:
         self._image = self._image + change
         if self._previous is not None:
             self._previous = self._previous[0] + change, self._previous[1]
+
+    def follow_phase(self, pixel: tuple[float, float], wavelength: float, distance: float) -> None:
+        """Put the slow phase on the object that the last sweep asked for, see `slow_phase`.
+
+        Call it after a sweep that located, and not again before the few that what it leaves takes to settle.
+
+        Parameters
+        ----------
+        pixel : (y, x), m
+            Of the object.
+        wavelength, distance : float, m
+        """
+        reach = wavelength * distance / (2 * np.pi * np.square(pixel))
+        power = (np.abs(self.probe) ** 2).sum(axis=0)
+        edges = self._laid(np.square(np.gradient(np.sqrt(power))).sum(axis=0))
+        image = self.image
+        phase = slow_phase(image, self.device.get(self._pull), self._laid(power), edges, reach)
+        self.image = put_on(image, phase, reach)
 
     def search(self, limit: Callable[[np.ndarray], np.ndarray], radius: float) -> int:
         """Try another place for every active frame, at random; keep those that fit clearly better.
@@ -530,8 +554,11 @@ class Engine:
 
     def illumination(self) -> np.ndarray:
         """Sum over active frames of ``|probe|**2`` on the object, (H, W), float32."""
+        return self._laid((np.abs(self.probe) ** 2).sum(axis=0))
+
+    def _laid(self, power: np.ndarray) -> np.ndarray:
+        """Sum over active frames of a power (ny, nx) of the beam on the object, (H, W), float32."""
         total = np.zeros(self.image.shape, np.float32)
-        power = (np.abs(self.probe) ** 2).sum(axis=0)
         ny, nx = power.shape
         for j in self.active:
             row, column = np.rint(self.offsets[j]).astype(int)

@@ -49,6 +49,12 @@ def without_affine(offsets: np.ndarray, start: np.ndarray) -> np.ndarray:
     return offsets - place @ fit[:2]
 
 
+def binned(values: np.ndarray, cell: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Sums of values (H, W) over cells of `cell` x `cell` pixels, `shape` of them; those beyond are 0."""
+    full = np.pad(values, [(0, cell * n - m) for n, m in zip(shape, values.shape, strict=True)])
+    return full.reshape(shape[0], cell, shape[1], cell).sum(axis=(1, 3))
+
+
 class Together:
     """How frames hold each other by the object that they share.
 
@@ -76,10 +82,10 @@ class Together:
         self._shape = h, w = tuple(-(-n // q) + 1 for n in image.shape)
         slope = [0.5 * (np.roll(image, -1, axis) - np.roll(image, 1, axis)) for axis in (0, 1)]
         pairs = (slope[0], slope[0]), (slope[0], slope[1]), (slope[1], slope[1])
-        self._steep = [self._binned((a.conj() * b).real, (h, w)).ravel() / q**2 for a, b in pairs]
+        self._steep = [binned((a.conj() * b).real, q, (h, w)).ravel() / q**2 for a, b in pairs]
         (top, bottom), (left, right) = bright
         beam = power[top : bottom + 1, left : right + 1]
-        light = self._binned(beam, tuple(-(-n // q) for n in beam.shape))
+        light = binned(beam, q, tuple(-(-n // q) for n in beam.shape))
         first = (corners + np.array([top, left])) // q
         y, x = np.indices(light.shape)
         cells = (first[:, :1] + y.ravel()) * w + first[:, 1:] + x.ravel()
@@ -92,11 +98,6 @@ class Together:
             shape=(len(corners), h * w),
         )
         self._lit = self._light.sum(axis=0) + 1e-30
-
-    def _binned(self, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        q = self._cell
-        full = np.pad(values, [(0, q * n - m) for n, m in zip(shape, values.shape, strict=True)])
-        return full.reshape(shape[0], q, shape[1], q).sum(axis=(1, 3))
 
     @cached_property
     def _spread(self) -> sparse.csr_array:

@@ -162,15 +162,19 @@ def pattern_width(mean: np.ndarray) -> int:
     return max(widths)
 
 
-def beam_fills(scan: PtychographyScan, width: int) -> float:
-    """Width of the beam at the scanned plane as a share of the far field of one pixel.
+def beam_width(scan: PtychographyScan, width: int) -> float:
+    """Width of the beam at the scanned plane, m.
 
     The beam comes from a small crystal and has spread over the nominal distance by the angles of the `width`
     pixels in which it arrives.
     """
-    angle = width * scan.pixel_size / scan.propagation_distance
+    return width * scan.pixel_size / scan.propagation_distance * scan.sample_distance
+
+
+def beam_fills(scan: PtychographyScan, width: int) -> float:
+    """`beam_width` as a share of the far field of one pixel."""
     field = scan.wavelength * scan.propagation_distance / scan.pixel_size
-    return float(angle * scan.sample_distance / field)
+    return float(beam_width(scan, width) / field)
 
 
 def first_probe(
