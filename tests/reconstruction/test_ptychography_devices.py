@@ -24,6 +24,7 @@ def _engine(name: str, finer: int = 1) -> Engine:
         spread=PIXEL_SPREAD, finer=finer, variations=1, device=make_device(name),
     )  # fmt: skip
     engine.seek_background(0.3)
+    engine.begin_varying()
     return engine
 
 

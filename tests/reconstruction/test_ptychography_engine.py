@@ -316,6 +316,7 @@ def test_a_probe_that_changes_is_followed():
     change = 0.25 * time[:, None, None] * (x[:, None] * x) / 30
     data, *_ = scene(change=change)
     fixed, followed = (engine(start_data=data, variations=v) for v in (0, 1))
+    followed.begin_varying()
     for _ in range(25):
         still = fixed.sweep()
         moved = followed.sweep(locate=True)
@@ -324,9 +325,22 @@ def test_a_probe_that_changes_is_followed():
     assert abs(np.corrcoef(followed.coefficients[:, 0], time)[0, 1]) > 0.95
 
 
+def test_nothing_varies_before_it_is_time():
+    """In the first frames of a scan a change that is slow in time cannot be told from the mean probe."""
+    fixed, waiting = engine(), engine(variations=1)
+    for e in (fixed, waiting):
+        e.active = np.arange(12)
+        e.probe = 0.8 * e.probe
+        e.sweep(locate=True)
+        e.vary()
+    assert not waiting._parts[1].any()
+    np.testing.assert_array_equal(waiting.probe, fixed.probe)
+
+
 def test_a_variation_is_no_shift():
     """A drift is not taken for a probe that changes: it stays with the positions."""
     e = engine(variations=1, start_offsets=engine().offsets + np.linspace(-0.3, 0.3, 40)[:, None])
+    e.begin_varying()
     for _ in range(12):
         e.sweep(locate=True)
         e.vary()

@@ -377,7 +377,6 @@ class _Run:
         for i in range(LAST_SWEEPS):
             last, before = flat or i == LAST_SWEEPS - 1, score.r2
             score = self.engine.sweep(momentum=0.0 if last else MOMENTUM, locate=True)
-            self.engine.vary()
             self._settle(1.5)
             if i == 0 and self.shadows:
                 self.engine.follow_phase(self.grid.pixel, self.scan.wavelength, self.distance)
@@ -423,6 +422,7 @@ class _Run:
     def iterate(self) -> None:
         """Pass over all frames in full: sweeps, then the accelerated finish."""
         options, engine = self.options, self.engine
+        engine.begin_varying()
         if options.background:
             engine.seek_background(1e-3 * float(np.median(engine.gain)) ** 2)
         sweeps = round(SWEEPS * options.iterations)

@@ -87,7 +87,8 @@ class Engine:
         self.device = make_device("numpy") if device is None else device
         self.offsets = offsets.astype(float)
         self.gain = np.sqrt(flux).astype(np.float32)
-        self.coefficients = _time_polynomials(len(frames), variations)
+        self.coefficients = np.zeros((len(frames), variations), np.float32)
+        """How much of every variation is in the probe of each frame; see `begin_varying`."""
         self.active = np.arange(len(frames))
         """Frames in use."""
         self.rng, self.batch = rng, batch
@@ -522,6 +523,13 @@ class Engine:
             change = ndimage.gaussian_filter1d(change, smooth, mode="nearest")
         self.gain[self.active] *= np.exp(change - change.mean()).astype(np.float32)
 
+    def begin_varying(self) -> None:
+        """Let the probe vary from here on, as polynomials in time first.
+
+        Not before all frames are in: in the first few a change that is slow in time is one of the mean probe.
+        """
+        self.coefficients = _time_polynomials(len(self.offsets), self.coefficients.shape[1])
+
     def vary(self, gain: float = 0.7) -> None:
         """Change how much of every variation is in the probe of each frame, as the last pass asks.
 
@@ -529,7 +537,7 @@ class Engine:
         belongs to the mean probe, and what several variations share to one of them. What would only shift or
         scale the probe is taken out of the variations: it belongs to positions and intensities.
         """
-        if not self.coefficients.shape[1]:
+        if not self.coefficients.any():
             return
         parts = self.device.get(self._parts)
         wanted = self.coefficients[self.active] + gain * self._wanted[self.active]
