@@ -42,6 +42,7 @@ def test_a_motion_stays_between_its_ends_and_its_speed_below_its_limit(start, ta
 
 
 @given(start=finite, target=finite, velocity=speeds, ramp=ramps, share=st.floats(0, 1))
+@example(start=0.0, target=5e-324, velocity=1.0, ramp=0.0, share=0.0)
 def test_the_time_of_a_passage_is_when_the_motion_is_there(start, target, velocity, ramp, share):
     motion = Motion(start, target, 1.0, velocity, ramp)
     place = start + share * (target - start)

@@ -9,6 +9,9 @@ from functools import cached_property
 SHORTEST_MOVE_S = 0.02
 """Beamline seconds; even a move to where the motor stands takes this long."""
 
+NOWHERE = 1e-12
+"""Dial units; a shorter way is none."""
+
 
 @dataclass(frozen=True)
 class Motion:
@@ -38,7 +41,7 @@ class Motion:
     @cached_property
     def _top_speed(self) -> float:
         """Velocity of the run; zero where there is nowhere to go."""
-        if not self._distance:
+        if self._distance < NOWHERE:
             return 0.0
         return self.velocity * self._ramp / self.ramp_s if self.ramp_s else self.velocity
 
