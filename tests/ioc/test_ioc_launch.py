@@ -111,10 +111,9 @@ def test_an_ioc_that_dies_leaves_its_clients_alone_and_its_files_closed(tmp_path
 @pytest.fixture
 def launcher(tmp_path):
     """A process that has started the simulated beamline and waits; with the beamline's pid."""
-    # where the tests themselves run in the background of a shell, Ctrl-C is ignored by all that they start
-    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n" + START
-    code += "running = SimulatedBeamline('small', data_dir=sys.argv[1]).start()\n"
-    code += "print(running.pid, flush=True)\ntime.sleep(600)\n"
+    code = START + "running = SimulatedBeamline('small', data_dir=sys.argv[1]).start()\n"
+    # short naps: one long sleep is not woken by a signal that comes just before it begins
+    code += "print(running.pid, flush=True)\nwhile True: time.sleep(0.1)\n"
     command = [sys.executable, "-c", code, str(tmp_path)]
     process = subprocess.Popen(
         command, env=CLEAN, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
