@@ -216,6 +216,7 @@ def puts(draw) -> tuple[str, str, object]:
 @settings_of_hypothesis(max_examples=25, deadline=None)
 @given(sequence=st.lists(st.tuples(puts(), st.integers(0, 6)), min_size=5, max_size=25))
 @example(sequence=[(("z", "VELO", 2e-311), 0), (("z", "", 6000.0), 5)])  # a way without an end
+@example(sequence=[(("z", "VELO", 1e-3), 5), (("z", "", 6000.0), 0)])  # that begins after all was stopped
 def test_whatever_is_put_the_modulator_stays_out_of_reach(sequence):
     """Moves overlap, are overtaken, tweaked, jogged and renamed; the stage itself is looked at."""
     config = load_beamline().nanogoniometer
@@ -242,9 +243,12 @@ def test_whatever_is_put_the_modulator_stays_out_of_reach(sequence):
             for _ in range(ticks):
                 await asyncio.sleep(0.0005)
                 look()
-        for motor in motors.values():
-            await motor.stop()
-        look()
+        left = set(tasks)
+        while left:  # a put that has not begun yet is not stopped
+            for motor in motors.values():
+                await motor.stop()
+            look()
+            _, left = await asyncio.wait(left, timeout=0.01)
         await asyncio.gather(*tasks)
         return nearest
 
