@@ -62,6 +62,11 @@ class Method(StrEnum):
 
     bcmi = "bcmi"
     bcdi = "bcdi"
+    published = "bcmi-paper"
+
+
+PUBLISHED_PASSES = 300
+"""Of `Method.published`, where none are told: it goes slowly."""
 
 
 class Format(StrEnum):
@@ -379,7 +384,10 @@ def reconstruct(
     modulator: Annotated[
         Path | None, typer.Option(help="The calibrated modulator; makes bcmi the method.")
     ] = None,
-    method: Annotated[Method | None, typer.Option(help="bcmi where a modulator is given, else bcdi.")] = None,
+    method: Annotated[
+        Method | None,
+        typer.Option(help="bcmi where a modulator is given, else bcdi; bcmi-paper: the published iteration."),
+    ] = None,
     trials: Annotated[int, typer.Option(min=1, help="Independent random starts.")] = 5,
     seed: SeedOption = 0,
     iterations: Annotated[
@@ -415,7 +423,7 @@ def reconstruct(
     generations: Annotated[
         int, typer.Option(min=1, help="bcdi: guided search; trials are crossed with the best so often.")
     ] = 1,
-    coherence: Annotated[bool, typer.Option(help="bcdi: fit how coherent the light was.")] = False,
+    coherence: Annotated[bool, typer.Option(help="Fit how coherent the light was.")] = False,
     directory: DirectoryOption = Path("bcmi-data"),
 ) -> None:
     """Phase retrieval of a rocking scan: a 3D complex image of the crystal."""
@@ -424,12 +432,14 @@ def reconstruct(
     from bcmi_beamline.scans import RockingScan
 
     chosen = method or (Method.bcmi if modulator else Method.bcdi)
-    if chosen is Method.bcmi and modulator is None:
-        raise ValueError("bcmi needs --modulator FILE; bcmi calibrate makes one")
-    if chosen is Method.bcmi and (generations > 1 or coherence):
-        raise ValueError("--generations and --coherence belong to bcdi; leave them or --modulator")
-    if follow and support is not None:
-        raise ValueError("--support is for a finished scan: leave --follow")
+    if chosen is not Method.bcdi and modulator is None:
+        raise ValueError(f"{chosen.value} needs --modulator FILE; bcmi calibrate makes one")
+    if chosen is not Method.bcdi and generations > 1:
+        raise ValueError("--generations belongs to bcdi; leave it or --modulator")
+    if follow and (support is not None or coherence):
+        raise ValueError("--support and --coherence are for a finished scan: leave --follow")
+    if chosen is Method.published and (refine_scale or coherence):
+        raise ValueError("--refine-scale and --coherence belong to bcmi: leave them or --method bcmi-paper")
     if refine_scale and (follow or chosen is not Method.bcmi):
         raise ValueError("--refine-scale is for bcmi on a finished scan: give --modulator, leave --follow")
     if follow:
@@ -448,11 +458,14 @@ def reconstruct(
     options["show"] = _crystal_picture(output.with_suffix(".png")) if live else None
     options["support"] = data.read_reconstruction(support) if support is not None else None
     with shown(f"Reconstructing ({chosen.value})") as progress:
-        if chosen is Method.bcmi and modulator is not None:
+        if modulator is not None and chosen is not Method.bcdi:
             from bcmi_beamline.reconstruction import modulation
 
             known = data.read_modulator(modulator)
-            options["refine_scale"] = refine_scale
+            if chosen is Method.published:
+                options = {"iterations": PUBLISHED_PASSES} | options | {"method": "paper"}
+            else:
+                options |= {"refine_scale": refine_scale, "coherence": coherence}
             result = modulation.reconstruct(scan, known, progress=progress, **options)
         else:
             from bcmi_beamline.reconstruction import conventional

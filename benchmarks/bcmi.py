@@ -5,6 +5,7 @@
     python benchmarks/bcmi.py paper-ls --modulator modulator.cxi --seeds 100
     python benchmarks/bcmi.py paper-ls --modulator modulator.cxi --start probe --iterations 2 10
     python benchmarks/bcmi.py paper-hs --scale 1.002 --refine-scale
+    python benchmarks/bcmi.py paper-ls --nuisance angle_jitter_deg=0.001 'coherence_length_um=[0.35, 10]'
     python benchmarks/bcmi.py paper-ls --stages
 
 Without `--modulator` the map, its distance and the beam are the true ones. Prints one JSON object per trial;
@@ -23,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bcmi_beamline.config import Preset, load_beamline, load_preset
+from bcmi_beamline.config import Nuisances, Preset, load_beamline, load_preset
 from bcmi_beamline.data import read_modulator
 from bcmi_beamline.reconstruction.fourier import fft2, ifft2
 from bcmi_beamline.reconstruction.metrics import compare
@@ -41,6 +42,13 @@ FIELD = 900
 
 PILOT_SEED = 99
 """Of the trial that the scale of the map is found from."""
+
+
+def with_nuisances(preset: Preset, changes: list[str]) -> Preset:
+    """The preset with nuisances changed, each change ``name=value`` with a JSON value."""
+    told = {name: json.loads(value) for name, _, value in (change.partition("=") for change in changes)}
+    nuisances = Nuisances.model_validate(preset.sim.nuisances.model_dump() | told)
+    return preset.model_copy(update={"sim": preset.sim.model_copy(update={"nuisances": nuisances})})
 
 
 def with_crystal(preset: Preset, seed: int) -> Preset:
@@ -167,12 +175,15 @@ def main() -> None:
     parser.add_argument("--sentinels", type=int, default=0, help="a frame at the peak after every so many")
     parser.add_argument("--scale", type=float, default=1.0, help="factor by which map and d1 are made wrong")
     parser.add_argument("--refine-scale", action="store_true", help="correct it from the frames")
+    parser.add_argument(
+        "--nuisance", nargs="+", default=[], metavar="NAME=JSON", help="of the preset, changed"
+    )
     parser.add_argument("--hold", action="store_true", help="take the crystal to stand still")
     parser.add_argument("--stages", action="store_true", help="time of each stage, and of a pass")
     arguments = parser.parse_args()
     drift = "none" if arguments.hold else "free"
     for crystal in arguments.crystals:
-        preset = with_crystal(load_preset(arguments.preset), crystal)
+        preset = with_crystal(with_nuisances(load_preset(arguments.preset), arguments.nuisance), crystal)
         scan, truth, stood = measure(preset, arguments)
         light = np.asarray(scan.frames).sum(axis=(1, 2))
         path = arguments.modulator

@@ -58,8 +58,14 @@ def test_every_command_explains_itself(bcmi, command):
         (["reconstruct", "a.cxi", "--method", "bcmi", "-o", "r.cxi"], "--modulator"),
         (
             ["reconstruct", "a.cxi", "--modulator", "m.cxi", "--generations", "3", "-o", "r.cxi"],
-            "belong to bcdi",
+            "belongs to bcdi",
         ),
+        (["reconstruct", "a.cxi", "--method", "bcmi-paper", "-o", "r.cxi"], "--modulator"),
+        (
+            ["reconstruct", "a", "--modulator", "m", "--method", "bcmi-paper", "--coherence", "-o", "r"],
+            "bcmi",
+        ),
+        (["reconstruct", "a", "--modulator", "m", "--follow", "--coherence", "-o", "r"], "finished scan"),
         (["compare", "absent.cxi", "truth.cxi"], "absent.cxi"),
         (["calibrate", "d41d8cd9", "-o", "m.cxi", "--directory", "nowhere"], "no catalogue"),
         (["export", "d41d8cd9", "-o", "m.cxi", "--directory", "nowhere"], "no catalogue"),

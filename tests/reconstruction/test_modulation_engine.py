@@ -9,6 +9,7 @@ engine.
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,9 @@ import pytest
 from bcmi_beamline.geometry import Geometry, rotation_matrix
 from bcmi_beamline.reconstruction import modulation
 from bcmi_beamline.reconstruction.free_pixels import free_pixels
+from bcmi_beamline.reconstruction.modulation.coherence import IncidentLight
 from bcmi_beamline.reconstruction.modulation.driver import solve
+from bcmi_beamline.reconstruction.modulation.operators import RockingOperator, Window, slow_transform
 from bcmi_beamline.reconstruction.modulation.prepare import prepare
 from bcmi_beamline.reconstruction.modulation.refine import copy_of, refine
 from bcmi_beamline.reconstruction.modulation.scale import scaled, step_to_least
@@ -56,12 +59,15 @@ class Grains:
             total += a * np.exp(-r2 / (2 * self.width**2))
         return total
 
-    def wave(self, x, y, angle, distance, drift=(0.0, 0.0)):
-        """Wave `distance` downstream at x (columns) and y (rows) when the crystal is turned by `angle`."""
+    def wave(self, x, y, angle, distance, drift=(0.0, 0.0), tilt=(0.0, 0.0)):
+        """Wave `distance` downstream at x (columns) and y (rows) when the crystal is turned by `angle`.
+
+        The incident wave is tilted by `tilt` (x, y), rad/m, in the laboratory.
+        """
         g, w = self.geometry, self.width
         frame = g.detector_frame
         turn = rotation_matrix(g.rocking_axis, angle)
-        dq = frame @ (turn @ g.q_vector - g.q_vector)
+        dq = frame @ (turn @ g.q_vector - g.q_vector + [*tilt, 0.0])
         k = g.wavenumber
         total = np.zeros((len(y), len(x)), complex)
         for centre, a in zip(self.centres, self.amplitudes, strict=True):
@@ -93,7 +99,17 @@ def film(x, y, seed=3):
     return np.exp(-(2.45j + 0.17) * cover)
 
 
-def simulate(geometry, angles_deg, *, photons=3e6, moved=(0.0, 0.0), drift=None, seed=1):
+COHERENT = ((1.0, (0.0, 0.0)),)
+
+
+def gaussian_source(length):
+    """Seven points, a standard deviation of the tilt apart, of light of coherence `length` along x, m."""
+    at = np.arange(-3, 4)
+    shares = np.exp(-(at**2) / 2)
+    return [(share, (tilt, 0.0)) for share, tilt in zip(shares / shares.sum(), at / length, strict=True)]
+
+
+def simulate(geometry, angles_deg, *, photons=3e6, moved=(0.0, 0.0), drift=None, source=COHERENT, seed=1):
     """Frames (J, N, N) of the brute-force model, in photons, with module gaps."""
     crystal = Grains(geometry)
     reach = geometry.wavelength * geometry.propagation_distance / geometry.pixel_size
@@ -110,11 +126,12 @@ def simulate(geometry, angles_deg, *, photons=3e6, moved=(0.0, 0.0), drift=None,
     to_columns = [np.exp(-1j * rate * np.multiply.outer(x, pixels + o)) for o in offsets]
     for j, angle in enumerate(np.deg2rad(angles_deg)):
         shift = (0.0, 0.0) if drift is None else drift[j]
-        wave = crystal.wave(x, y, angle, geometry.modulator_distance, shift) * screen
-        wave *= np.exp(0.5j * rate / geometry.pixel_size * np.add.outer(y**2, x**2))  # sphere to the detector
-        for rows in to_rows:
-            for columns in to_columns:
-                frames[j] += np.abs(rows @ wave @ columns) ** 2
+        for share, tilt in source:
+            wave = crystal.wave(x, y, angle, geometry.modulator_distance, shift, tilt) * screen
+            wave *= np.exp(0.5j * rate / geometry.pixel_size * np.add.outer(y**2, x**2))  # to the detector
+            for rows in to_rows:
+                for columns in to_columns:
+                    frames[j] += share * np.abs(rows @ wave @ columns) ** 2
     frames *= photons / frames.sum()
     frames = np.random.default_rng(seed).poisson(frames).astype(np.float32)
     mask = np.zeros((N, N), bool)
@@ -382,6 +399,70 @@ def test_a_map_of_right_scale_stays_as_it_is(scan):
     asis, found = (modulation.reconstruct(scan, modulator, refine_scale=r, **options) for r in (False, True))
     assert found.configuration["modulator_scale"] == pytest.approx(1, abs=1e-3)
     assert correlate(found) > correlate(asis) - 0.002
+
+
+LENGTH = 0.25e-6
+
+
+def test_light_of_little_coherence_is_told_from_the_frames_and_spoils_little():
+    """The crystal is 0.6 um wide."""
+    geometry = make_geometry()
+    dim, modulator = simulate(geometry, ANGLES, source=gaussian_source(LENGTH)), make_modulator(geometry)
+    options = {"iterations": 8, "drift": "none"}
+    asis, found, told = (
+        modulation.reconstruct(dim, modulator, coherence=c, **options)
+        for c in (False, True, (LENGTH, float("inf")))
+    )
+    along_x, along_y = found.configuration["coherence_length"]
+    assert along_x == pytest.approx(LENGTH, rel=0.15)
+    assert along_y is None or along_y > 2 * LENGTH
+    assert 1 - correlate(found) < 0.7 * (1 - correlate(asis))
+    assert correlate(told) == pytest.approx(correlate(found), abs=0.003)
+    assert found.free_llk[0, -1] < 0.9 * asis.free_llk[0, -1]
+
+
+@pytest.mark.parametrize("arm", ["horizontal", "vertical"])
+def test_exit_waves_of_a_tilted_source_are_those_of_the_laboratory(arm):
+    """Ramps and turned kappas in the sheared frame against grains in tilted light, up to a phase a frame."""
+    geometry = make_geometry(arm)
+    pixel = geometry.object_pixel(N)
+    x = (np.arange(40) - 20) * pixel
+    window, tilt = Window((40, 40)), (4e6, -7e6)
+    rocking = RockingOperator(geometry, ANGLES, (pixel, pixel), window)
+    optics = SimpleNamespace(window=window, pixel=(pixel, pixel))
+    problem = SimpleNamespace(rocking=rocking, operator=optics)
+    light = IncidentLight(problem, geometry, np.ones((40, 40, 40), bool))
+    sx, sy = geometry.shear
+    y, zeta = -x[:, None], rocking.zeta(40)[:, None, None]
+    crystal = Grains(geometry).density(x, y, zeta + sx * x + sy * y)
+    source = light.source(tilt, 1.0)
+    waves = source.ramp * slow_transform(source.matrix, crystal.astype(np.complex64))
+    for wave, angle in zip(waves[15:26], np.deg2rad(ANGLES[15:26]), strict=True):
+        there = Grains(geometry).wave(x, -x, angle, 0.0, tilt=tilt)
+        overlap = abs(np.vdot(there, wave)) / np.linalg.norm(there) / np.linalg.norm(wave)
+        assert overlap > 0.999
+
+
+def test_waves_in_the_light_of_a_source_and_back_belong_together(scan):
+    rng = np.random.default_rng(0)
+    with one_thread_per_product():
+        problem = prepare(scan, make_modulator(scan.geometry, with_probe=True))
+    light = IncidentLight(problem, scan.geometry, problem.region)
+    lit = problem.lit_by(light.sources((0.3e-6, 0.5e-6)))
+    assert len(lit.sources) > 4
+    image = rng.normal(size=(*problem.region.shape, 2)).astype(np.float32).view(np.complex64)[..., 0]
+    waves = lit.waves(image)
+    other = rng.normal(size=(*waves.shape, 2)).astype(np.float32).view(np.complex64)[..., 0]
+    there = np.vdot(other, problem.weight[:, None, None, None] * waves)
+    assert there == pytest.approx(np.vdot(lit.back(other), image), rel=1e-4)
+
+
+def test_coherent_light_is_found_to_be_coherent(scan):
+    modulator = make_modulator(scan.geometry, with_probe=True)
+    options = {"iterations": 8, "start": "probe", "drift": "none"}
+    found = modulation.reconstruct(scan, modulator, coherence=True, **options)
+    assert found.configuration["coherence_length"] == [None, None]
+    assert correlate(found) == correlate(modulation.reconstruct(scan, modulator, **options))
 
 
 def test_where_misfits_curve_down_the_scale_goes_to_the_lower_side():

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from bcmi_beamline.geometry import Geometry
 from bcmi_beamline.reconstruction.modulation.chain import neighbour_weights, walk_outward
+from bcmi_beamline.reconstruction.modulation.coherence import nodes
 from bcmi_beamline.reconstruction.modulation.focus import Unevenness, focus
 from bcmi_beamline.reconstruction.modulation.operators import (
     FrameOperator,
@@ -18,7 +19,7 @@ from bcmi_beamline.reconstruction.modulation.operators import (
     place_modulator,
     slow_transform,
 )
-from bcmi_beamline.reconstruction.modulation.slices import descend, modulus_step, solve_wave
+from bcmi_beamline.reconstruction.modulation.slices import descend, descend_together, modulus_step, solve_wave
 from bcmi_beamline.reconstruction.modulation.slicewise import newton_shift
 from bcmi_beamline.reconstruction.modulation.support import (
     sheared_box,
@@ -177,6 +178,52 @@ def test_the_direction_is_the_gradient(neighbour, background):
     step = 0.02
     slope = (misfit(step) - misfit(-step)) / (2 * step)
     assert slope == pytest.approx(-2 * np.vdot(direction, way).real / operator.step, rel=2e-3)
+
+
+def test_the_directions_of_waves_whose_intensities_add_up_are_the_gradient():
+    rng = np.random.default_rng(5)
+    operator = make_operator(rng, neighbour=0.05).over(3.0)
+    truth = np.stack([8 * noise(rng, 12, 10), 4 * noise(rng, 12, 10), 2 * noise(rng, 12, 10)])
+
+    def counts_of(waves):
+        return sum(operator.over(0.0).intensity(operator.forward(w)) for w in waves) + 3.0
+
+    counts = rng.poisson(counts_of(truth)).astype(np.float32)
+    target = np.sqrt(counts + np.float32(0.375))
+    target[:4] = -1
+    waves, ways = truth + noise(rng, 3, 12, 10), noise(rng, 3, 12, 10)
+    directions, misfit, _ = descend_together(operator, waves, target, 0)
+
+    def misfit_at(t):
+        modulus = np.sqrt(counts_of(waves + np.float32(t) * ways).astype(float) + 0.375)
+        return ((modulus - target) ** 2)[target >= 0].sum()
+
+    step = 0.02
+    slope = (misfit_at(step) - misfit_at(-step)) / (2 * step)
+    assert slope == pytest.approx(-2 * np.vdot(directions, ways).real / operator.step, rel=2e-3)
+    assert misfit == pytest.approx(misfit_at(0), rel=1e-4)
+
+
+def test_one_wave_among_several_is_one_wave():
+    rng = np.random.default_rng(6)
+    operator = make_operator(rng)
+    wave = 5 * noise(rng, 12, 10)
+    target = np.sqrt(rng.poisson(3.0, operator.detector_shape).astype(np.float32) + np.float32(0.375))
+    alone, *sums = descend(operator, wave, target, 0)
+    together, *same = descend_together(operator, np.stack([wave, 0 * wave]), target, 0)
+    np.testing.assert_allclose(together[0], alone, atol=1e-5 * np.abs(alone).max())
+    assert not together[1].any()
+    assert same == pytest.approx(sums, rel=1e-5)
+
+
+@pytest.mark.parametrize("ratio", [0.2, 0.7, 1.5, 2.5])
+def test_few_points_of_a_source_make_the_degree_of_coherence_asked_for(ratio):
+    tilts, shares = nodes(ratio)
+    assert shares.sum() == pytest.approx(1)
+    places = ratio * np.random.default_rng(1).random((2, 20000))  # pairs of points of an even crystal
+    lags = places[1] - places[0]
+    degree = np.cos(np.multiply.outer(lags, tilts)) @ shares
+    assert np.abs(degree - np.exp(-(lags**2) / 2)).mean() < 0.021
 
 
 def test_a_wave_is_solved_in_few_steps_and_no_step_climbs():

@@ -11,12 +11,25 @@ import numpy as np
 
 from bcmi_beamline.reconstruction.modes import align_trials, eigen_modes, spread
 from bcmi_beamline.reconstruction.modulation.chain import chain, combine, even_out, weighed
+from bcmi_beamline.reconstruction.modulation.coherence import (
+    COHERENT,
+    Coherence,
+    IncidentLight,
+    find_coherence,
+)
 from bcmi_beamline.reconstruction.modulation.drift import DriftFollower, sentinel_shifts, usual_step
 from bcmi_beamline.reconstruction.modulation.operators import (
     Window,
 )
 from bcmi_beamline.reconstruction.modulation.prepare import prepare
-from bcmi_beamline.reconstruction.modulation.refine import Problem, Solution, copy_of, dark_counts, refine
+from bcmi_beamline.reconstruction.modulation.refine import (
+    Problem,
+    Solution,
+    Source,
+    copy_of,
+    dark_counts,
+    refine,
+)
 from bcmi_beamline.reconstruction.modulation.scale import PILOTS, Scale, rescale
 from bcmi_beamline.reconstruction.modulation.slices import (
     solve_from_noise,
@@ -80,6 +93,7 @@ def solve(
     drift: Drift = "free",
     method: Method = "chain",
     report: Progress | None = None,
+    sources: tuple[Source, ...] = (),
 ) -> Solution:
     """One trial: central wave, chain, phases and drift, all frames together.
 
@@ -97,6 +111,8 @@ def solve(
         As in `reconstruct`.
     report : callable, optional
         Given the fraction of the trial done and a line.
+    sources : tuple of Source
+        As for `finish`.
     """
     if method == "paper":
         after = _progress(problem, iterations, report, tighten=False)
@@ -105,7 +121,7 @@ def solve(
     say(0.0, "central frame")
     central, frame = central_wave(problem, rng, start)
     waves, reached = chain(problem, central, frame, lambda done: say(0.1 + 0.2 * done, "frame by frame"))
-    return conclude(problem, waves, reached, iterations, drift, report)
+    return conclude(problem, waves, reached, iterations, drift, report, sources)
 
 
 def conclude(
@@ -115,6 +131,7 @@ def conclude(
     iterations: int,
     drift: Drift = "free",
     report: Progress | None = None,
+    sources: tuple[Source, ...] = (),
 ) -> Solution:
     """From solved exit waves to the crystal: phases and drift, all frames together.
 
@@ -123,14 +140,14 @@ def conclude(
     problem : Problem
     waves, reached
         As `chain` returns them.
-    iterations, drift, report
+    iterations, drift, report, sources
         As for `solve`.
     """
     say = report or (lambda *_: None)
     sentinels = places_shown(problem, waves, reached) if drift == "free" else None
     say(0.31, "phases and places of the frames")
     solution = combine(problem, waves, reached, drift == "free", sentinels)
-    return finish(problem, solution, iterations, drift, sentinels, report)
+    return finish(problem, solution, iterations, drift, sentinels, report, sources)
 
 
 def places_shown(
@@ -150,6 +167,7 @@ def finish(
     drift: Drift = "free",
     sentinels: tuple[np.ndarray, np.ndarray] | None = None,
     report: Progress | None = None,
+    sources: tuple[Source, ...] = (),
 ) -> Solution:
     """All frames together, from a crystal that is nearly right.
 
@@ -162,6 +180,9 @@ def finish(
         As for `solve`.
     sentinels : (shifts, after), optional
         From `places_shown`.
+    sources : tuple of Source
+        Of light that is not coherent. They wait until the drift is known: what comes before takes one wave a
+        frame, and light of a few coherence lengths spoils it little.
     """
     after, moving = _progress(problem, iterations, report, tighten=True), drift == "free"
     pixels = np.zeros((2, 2)) if solution.shifts is None else solution.shifts / problem.metres_per_pixel
@@ -182,6 +203,9 @@ def finish(
         solution = evened_out(problem, solution, sentinels, together)
     if iterations > settle:
         problem, solution = over_background(problem, solution, together)
+    if sources:
+        problem = problem.lit_by(sources)
+        solution = joined(solution, refine(problem, copy_of(solution), iterations, subsets=SUBSETS))
     held = refine(problem, copy_of(solution), settle, after)
     if settle < SETTLE or not problem.free_count:
         return joined(solution, held)
@@ -265,6 +289,7 @@ class Trial:
     start: Start
     drift: Drift
     method: Method
+    sources: tuple[Source, ...] = ()
     outcome: ClassVar[type] = Solution
 
     def settings(self) -> dict[str, Any]:
@@ -278,13 +303,16 @@ class Trial:
             "start": self.start,
             "drift": self.drift,
             "method": self.method,
+            "sources": fingerprint(*(array for source in self.sources for array in source)),
         }
 
     def __call__(self, number: int, report: Progress | None) -> Solution:
         """Solve it from ``default_rng((seed, number))``."""
         rng = np.random.default_rng((self.seed, number))
         with one_thread_per_product():
-            return solve(self.problem, self.iterations, rng, self.start, self.drift, self.method, report)
+            return solve(
+                self.problem, self.iterations, rng, self.start, self.drift, self.method, report, self.sources
+            )
 
 
 def reconstruct(
@@ -300,6 +328,7 @@ def reconstruct(
     start: Start = "random",
     drift: Drift = "free",
     refine_scale: bool = False,
+    coherence: bool | tuple[float, float] = False,
     free_fraction: float = 0.05,
     workers: int = 1,
     scheduler: str | None = None,
@@ -336,6 +365,9 @@ def reconstruct(
     refine_scale : bool
         Find the scale of the map, and of d1 with it, from a crystal that is reconstructed for it before the
         trials; they go through the corrected map where the scale is told (`find_scale`).
+    coherence : bool, or (x, y)
+        Coherence lengths of the light at the crystal across the incident beam, m, inf where it is coherent;
+        True: find them from a crystal that is reconstructed for it before the trials (`find_coherence`).
     free_fraction : float
         Part of the pixels kept free to judge by.
     workers, scheduler, folder
@@ -355,22 +387,28 @@ def reconstruct(
     """
     if trials < 1 or iterations < 1:
         raise ValueError(f"trials and iterations must be 1 at least, not {trials} and {iterations}")
+    if method == "paper" and coherence:
+        raise ValueError("the published iteration takes coherent light: leave coherence, or method='paper'")
     if start == "probe" and not modulator.probe.any():
         raise ValueError("start='probe' needs the calibrated beam, and this modulator has none: use 'random'")
     options = {"free_fraction": free_fraction, "seed": seed}
     with one_thread_per_product():
         problem = prepare(scan, modulator, support=support, **options)
-    scale, begun = Scale(1.0, np.inf), 0.0
+    scales, lights = PILOTS if refine_scale else 0, 1 if coherence is True else 0
+    share = 1 / (trials + scales + lights)
+
+    def pilot(problem: Problem, n: int) -> Solution:
+        name = "scale of the map: " if n < scales else "coherence: "
+        report = between(progress, n * share, (n + 1) * share, name)
+        return Trial(problem, iterations, seed, start, drift, "chain")(trials + n, report)
+
+    scale, light, sources = Scale(1.0, np.inf), COHERENT, ()
     if refine_scale:
-        share = 1 / (trials + PILOTS)
-
-        def pilot(problem: Problem, n: int) -> Solution:
-            report = between(progress, n * share, (n + 1) * share, "scale of the map: ")
-            return Trial(problem, iterations, seed, start, drift, "chain")(trials + n, report)
-
         problem, modulator, scale = rescale(scan, modulator, problem, pilot)
-        begun = PILOTS * share
-    trial = Trial(problem, iterations, seed, start, drift, method)
+    if coherence:
+        given = None if coherence is True else coherence
+        light, sources = light_of(scan, problem, given, lambda: pilot(problem, scales))
+    trial = Trial(problem, iterations, seed, start, drift, method, sources)
     configuration = {
         "method": "bcmi" if method == "chain" else "bcmi-paper",
         "trials": trials,
@@ -383,6 +421,8 @@ def reconstruct(
         "modulator_run_uid": modulator.metadata.get("run_uid"),
         "modulator_scale": scale.factor,
         "modulator_scale_error": scale.error if np.isfinite(scale.error) else None,
+        "coherence": coherence if isinstance(coherence, bool) else list(coherence),
+        "coherence_length": [length if np.isfinite(length) else None for length in light.lengths],
         "thickness": problem.thickness,
         "support_given": support is not None,
     }
@@ -396,10 +436,24 @@ def reconstruct(
         workers=workers,
         scheduler=scheduler,
         folder=folder,
-        progress=between(progress, begun, 1.0),
+        progress=between(progress, (scales + lights) * share, 1.0),
         found=(lambda some: show(combined(some))) if show is not None else None,
     )
     return combined(solutions)
+
+
+def light_of(
+    scan: RockingScan, problem: Problem, lengths: tuple[float, float] | None, pilot: Callable[[], Solution]
+) -> tuple[Coherence, tuple[Source, ...]]:
+    """Coherence of the light, and the points of its source; from the frames where no lengths are given."""
+    if lengths is not None:
+        light = IncidentLight(problem, scan.geometry, problem.region)
+        return Coherence(lengths, np.nan), light.sources(lengths)
+    with one_thread_per_product():
+        solution = pilot()
+        light = IncidentLight(problem, scan.geometry, solution.support)
+        found = find_coherence(problem, solution, light)
+    return found, light.sources(found.lengths)
 
 
 def between(report: Progress | None, begun: float, end: float, name: str = "") -> Progress | None:

@@ -547,9 +547,12 @@ class RockingOperator:
         """Coordinates of `n_zeta` voxels, m, origin at ``n // 2``."""
         return (np.arange(n_zeta) - n_zeta // 2) * self.voxel
 
-    def matrix(self, n_zeta: int) -> np.ndarray:
-        """``exp(-i kappa_j zeta) / sqrt(J)``, (J, n_zeta), complex64."""
-        phase = np.multiply.outer(self.kappa, self.zeta(n_zeta))
+    def matrix(self, n_zeta: int, tilted: float = 0.0) -> np.ndarray:
+        """``exp(-i kappa_j zeta) / sqrt(J)``, (J, n_zeta), complex64.
+
+        In light that is tilted by an angular frequency `tilted` along z', rad/m, kappa is less by it.
+        """
+        phase = np.multiply.outer(self.kappa - tilted, self.zeta(n_zeta))
         return (np.exp(-1j * phase) / np.sqrt(len(self.kappa))).astype(np.complex64)
 
     def tilt(self, frames: np.ndarray | slice) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,7 +15,13 @@ from bcmi_beamline.reconstruction.modulation.operators import (
     RockingOperator,
     slow_transform,
 )
-from bcmi_beamline.reconstruction.modulation.slices import ANSCOMBE, descend, frame_counts, frame_norms
+from bcmi_beamline.reconstruction.modulation.slices import (
+    ANSCOMBE,
+    descend,
+    descend_together,
+    frame_counts,
+    frame_norms,
+)
 from bcmi_beamline.reconstruction.modulation.support import shrink_wrap
 from bcmi_beamline.reconstruction.threads import each
 
@@ -29,6 +36,17 @@ LARGEST_CHANGE = 0.05
 
 DARK, BLOCK, SPARSE = 0.05, 16, 4
 """A background is looked for in this part of all blocks of so many pixels a side, of every fourth frame."""
+
+
+class Source(NamedTuple):
+    """A point of the source of the light.
+
+    `ramp` (ny, nx), complex64, is what its tilt and its share put on the exit waves of the crystal, `matrix`
+    (J, n_zeta) the slow axis in its light.
+    """
+
+    ramp: np.ndarray
+    matrix: np.ndarray
 
 
 @dataclass
@@ -55,6 +73,8 @@ class Problem:
         Sentinel frames (S, Ny, Nx), from `make_targets`, and the frame after which each was taken, (S,).
     beam : (wave, frame), optional
         Exit wave (ny, nx) of the frame that the calibrated beam fits, where it fits.
+    sources : tuple of Source
+        Where the light is not coherent: points of the source, whose intensities add up.
     """
 
     operator: FrameOperator
@@ -67,6 +87,7 @@ class Problem:
     tighten: bool = True
     sentinels: tuple[np.ndarray, np.ndarray] | None = None
     beam: tuple[np.ndarray, int] | None = None
+    sources: tuple[Source, ...] = ()
     matrix: np.ndarray = field(init=False)
     frames: np.ndarray = field(init=False)
     norm: float = field(init=False)
@@ -106,6 +127,12 @@ class Problem:
         other.amplitude = amplitude
         return other
 
+    def lit_by(self, sources: tuple[Source, ...]) -> Problem:
+        """The same problem in the light of these points of a source; coherent where there are none."""
+        other = copy(self)
+        other.sources = sources
+        return other
+
     def through(self, operator: FrameOperator) -> Problem:
         """The same problem with another operator for the same frames and window."""
         other = copy(self)
@@ -121,21 +148,29 @@ class Problem:
         return shrink_wrap(image, self.region, threshold) if self.tighten else support
 
     def waves(self, image: np.ndarray) -> np.ndarray:
-        """Exit waves (J, ny, nx) of a crystal, in the light of each frame."""
+        """Exit waves (J, ny, nx) of a crystal, in the light of each frame; (J, n, ny, nx) of n sources."""
+        if self.sources:
+            waves = np.stack([slow_transform(s.matrix, image) * s.ramp for s in self.sources], axis=1)
+            return self.amplitude[:, None, None, None] * waves
         return self.amplitude[:, None, None] * slow_transform(self.matrix, image)
 
     def descent(
         self,
         waves: np.ndarray,
         shifts: np.ndarray | None,
-        update: Update = descend,
+        update: Update | None = None,
         frames: np.ndarray | None = None,
     ) -> tuple[np.ndarray, float, float]:
-        """`update`, by default `descend`, for `frames`, by default all trusted ones, of `waves` (J, ny, nx).
+        """`update`, by default `descend`, for `frames`, by default all trusted ones, of `waves`.
+
+        Parameters
+        ----------
+        waves : ndarray, (J, ny, nx) or (J, n, ny, nx)
+            As `Problem.waves`; those of several sources are updated by `descend_together`.
 
         Returns
         -------
-        directions : ndarray, (J, ny, nx)
+        directions : ndarray, as waves
             0 for all other frames.
         misfit : float
             Weighted.
@@ -143,6 +178,7 @@ class Problem:
             Free log-likelihood, summed.
         """
         directions = np.zeros_like(waves)
+        update = update or (descend_together if self.sources else descend)
 
         def one(j: int) -> tuple[float, float]:
             moved = None if shifts is None else shifts[j]
@@ -155,6 +191,12 @@ class Problem:
     def back(self, directions: np.ndarray) -> np.ndarray:
         """Descent direction of the crystal from those of the exit waves."""
         scale = (self.weight * self.amplitude)[:, None, None]
+        if self.sources:
+            ways = [scale * directions[:, n] * s.ramp.conj() for n, s in enumerate(self.sources)]
+            parts = [
+                slow_transform(s.matrix.conj().T, way) for s, way in zip(self.sources, ways, strict=True)
+            ]
+            return np.sum(parts, axis=0)
         return slow_transform(self.matrix.conj().T, scale * directions)
 
 
@@ -254,7 +296,8 @@ def brightened(problem: Problem, waves: np.ndarray, directions: np.ndarray, fram
     The misfit changes by ``-2 Re <P, d> da`` when a wave P with descent direction d grows by the factor
     ``1 + da``, and curves by ``2 sum I^2 / (I + 3/8)``, which is less than twice the counts.
     """
-    asked = np.einsum("jyx,jyx->j", waves[frames].conj(), directions[frames]).real
+    pairs = (a[frames].reshape(len(frames), -1) for a in (waves.conj(), directions))
+    asked = np.einsum("ji,ji->j", *pairs).real
     change = asked / float(problem.operator.step) / np.maximum(problem.counts[frames], 1.0)
     change = np.clip(change, -LARGEST_CHANGE, LARGEST_CHANGE)
     change -= np.average(change, weights=problem.counts[frames] + 1e-30)

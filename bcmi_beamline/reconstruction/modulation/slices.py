@@ -183,6 +183,26 @@ def descend(
     return operator.step * operator.adjoint(psi, frame, shift), misfit, free
 
 
+def descend_together(
+    operator: FrameOperator,
+    waves: np.ndarray,
+    target: np.ndarray,
+    frame: int,
+    shift: np.ndarray | None = None,
+) -> tuple[np.ndarray, float, float]:
+    """As `descend`, for exit waves (n, ny, nx) whose intensities add up, ``I_c = S sum_n |psi_n|^2 + b``.
+
+    Every wave is multiplied by the same ``S^T f``: what `modulus_step` makes of a wave of their intensity.
+    """
+    psi = np.stack([operator.forward(wave, frame, shift) for wave in waves])
+    modulus = np.sqrt((np.real(psi) ** 2 + np.imag(psi) ** 2).sum(axis=0) + np.finfo(np.float32).tiny)
+    all_in_one = modulus.astype(np.complex64)
+    misfit, free = modulus_step(all_in_one, target, operator.neighbour, operator.background)
+    psi *= np.real(all_in_one) / modulus
+    ways = [operator.adjoint(one, frame, shift) for one in psi]
+    return operator.step * np.stack(ways), misfit, free
+
+
 @_jit
 def _curvature(psi: np.ndarray, ahead: np.ndarray, target: np.ndarray) -> float:  # pragma: no cover
     """Second derivative of the misfit along `ahead`, after Gauss and Newton, the pixels taken as points."""
