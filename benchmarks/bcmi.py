@@ -5,7 +5,9 @@
     python benchmarks/bcmi.py paper-ls --modulator modulator.cxi --seeds 100
     python benchmarks/bcmi.py paper-ls --modulator modulator.cxi --start probe --iterations 2 10
     python benchmarks/bcmi.py paper-hs --scale 1.002 --refine-scale
-    python benchmarks/bcmi.py paper-ls --nuisance angle_jitter_deg=0.001 'coherence_length_um=[0.35, 10]'
+    python benchmarks/bcmi.py paper-ls --nuisance angle_jitter_deg=0.001
+    python benchmarks/bcmi.py paper-ls --nuisance coherence_modes=5 'coherence_length_um=[0.35,6]' --coherence
+    python benchmarks/bcmi.py paper-ls --method paper --iterations 300
     python benchmarks/bcmi.py paper-ls --stages
 
 Without `--modulator` the map, its distance and the beam are the true ones. Prints one JSON object per trial;
@@ -41,7 +43,7 @@ FIELD = 900
 """Pixels along an edge of the modulator's map: 20 um."""
 
 PILOT_SEED = 99
-"""Of the trial that the scale of the map is found from."""
+"""Of the trials that the scale of the map, or the coherence of the light, is found from."""
 
 
 def with_nuisances(preset: Preset, changes: list[str]) -> Preset:
@@ -169,12 +171,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1, help="trials of each crystal")
     parser.add_argument("--modulator", type=Path, help="a calibrated map instead of the true one")
     parser.add_argument("--start", choices=("random", "probe"), default="random", help="noise or the beam")
+    parser.add_argument("--method", choices=("chain", "paper"), default="chain", help="paper: as published")
     parser.add_argument("--iterations", type=int, nargs="+", default=[10], help="passes over all frames")
     parser.add_argument("--drift", type=float, default=0.0, help="nm per frame, along x' and along y'")
     parser.add_argument("--jump", type=float, default=0.0, help="nm, once")
     parser.add_argument("--sentinels", type=int, default=0, help="a frame at the peak after every so many")
     parser.add_argument("--scale", type=float, default=1.0, help="factor by which map and d1 are made wrong")
     parser.add_argument("--refine-scale", action="store_true", help="correct it from the frames")
+    parser.add_argument("--coherence", action="store_true", help="find how coherent the light was")
     parser.add_argument(
         "--nuisance", nargs="+", default=[], metavar="NAME=JSON", help="of the preset, changed"
     )
@@ -197,19 +201,25 @@ def main() -> None:
             problem = prepare(scan, modulator)
         ready = round(time.perf_counter() - wall, 1), round(time.process_time() - cpu, 1)
         scale = {}
+
+        def pilot(problem: Problem, n: int) -> Solution:
+            return driver.Trial(problem, 10, PILOT_SEED, arguments.start, drift, "chain")(n, Stages())
+
         if arguments.refine_scale:
             cpu = time.process_time()
-
-            def pilot(problem: Problem, n: int) -> Solution:
-                trial = driver.Trial(problem, 10, PILOT_SEED, arguments.start, drift, "chain")
-                return trial(n, Stages())
-
             with one_thread_per_product():
                 problem, modulator, told = rescale(scan, modulator, problem, pilot)
             scale = {"scale": round(told.factor, 5), "scale_error": round(told.error, 5)}
             scale["scale_cpu_s"] = round(time.process_time() - cpu, 1)
+        sources, lengths = (), {}
+        if arguments.coherence:
+            cpu = time.process_time()
+            light, sources = driver.light_of(scan, problem, None, lambda lit: pilot(lit, 0))
+            lengths = {"coherence_um": [round(1e6 * length, 3) for length in light.lengths]}
+            lengths["coherence_cpu_s"] = round(time.process_time() - cpu, 1)
         for seed, iterations in itertools.product(range(arguments.seeds), arguments.iterations):
-            trial, stages = driver.Trial(problem, iterations, seed, arguments.start, drift, "chain"), Stages()
+            stages = Stages()
+            trial = driver.Trial(problem, iterations, seed, arguments.start, drift, arguments.method, sources)
             wall, cpu = time.perf_counter(), time.process_time()
             solution = trial(0, stages)
             wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
@@ -217,10 +227,10 @@ def main() -> None:
             result = driver.make_result(scan, problem, [solution], settings)
             found = compare(result, truth)
             row = {"preset": arguments.preset, "crystal": crystal, "seed": seed, "class": found.verdict}
-            row |= {"start": arguments.start, "iterations": iterations}
+            row |= {"method": arguments.method, "start": arguments.start, "iterations": iterations}
             row |= {"correlation": round(found.correlation, 4), "strain_error": found.strain_error}
             row |= {"score": round(solution.score, 4), "ready_s": ready}
-            row |= scale
+            row |= scale | lengths
             row |= {"wall_s": round(wall, 1), "cpu_s": round(cpu, 1), "drifted_nm": rms_nm(stood, light)}
             if result.drift is not None:
                 row["drift_error_nm"] = rms_nm(result.drift - stood, light)

@@ -407,7 +407,7 @@ def reconstruct(
         problem, modulator, scale = rescale(scan, modulator, problem, pilot)
     if coherence:
         given = None if coherence is True else coherence
-        light, sources = light_of(scan, problem, given, lambda: pilot(problem, scales))
+        light, sources = light_of(scan, problem, given, lambda problem: pilot(problem, scales))
     trial = Trial(problem, iterations, seed, start, drift, method, sources)
     configuration = {
         "method": "bcmi" if method == "chain" else "bcmi-paper",
@@ -443,14 +443,17 @@ def reconstruct(
 
 
 def light_of(
-    scan: RockingScan, problem: Problem, lengths: tuple[float, float] | None, pilot: Callable[[], Solution]
+    scan: RockingScan,
+    problem: Problem,
+    lengths: tuple[float, float] | None,
+    pilot: Callable[[Problem], Solution],
 ) -> tuple[Coherence, tuple[Source, ...]]:
     """Coherence of the light, and the points of its source; from the frames where no lengths are given."""
     if lengths is not None:
         light = IncidentLight(problem, scan.geometry, problem.region)
         return Coherence(lengths, np.nan), light.sources(lengths)
     with one_thread_per_product():
-        solution = pilot()
+        solution = pilot(problem)
         light = IncidentLight(problem, scan.geometry, solution.support)
         found = find_coherence(problem, solution, light)
     return found, light.sources(found.lengths)
