@@ -12,6 +12,7 @@ from scipy import fft as sp_fft
 from bcmi_beamline.reconstruction.conventional._coherence import Coherence
 from bcmi_beamline.reconstruction.conventional._support import Window, wrapped_box
 from bcmi_beamline.reconstruction.conventional._updates import (
+    Rule,
     add,
     coefficients,
     free_log_likelihood,
@@ -22,8 +23,9 @@ from bcmi_beamline.reconstruction.conventional._updates import (
 )
 from bcmi_beamline.reconstruction.fourier import WORKERS
 
-ANSCOMBE = 3 / 8
-EXACT = "er", "ml"
+DESCENT = {"ml": Rule.anscombe, "poisson": Rule.poisson}
+"""What the accelerated descents step down."""
+EXACT = "er", *DESCENT
 """The algorithms that allow for the area of the pixels."""
 LEAST_BLURRED = 0.1
 """A blurred intensity is taken to be at least this part of the coherent one."""
@@ -48,7 +50,7 @@ class Engine:
     workers : int
         Threads.
     pixels : bool
-        Allow for the area of pixels that touch each other, in ``"er"`` and ``"ml"``. Counting over it
+        Allow for the area of pixels that touch each other, in ``"er"`` and the descents. Counting over it
         multiplies the autocorrelation of the object by ``sinc(lag / field of view)`` along y and x, a tenth
         at a quarter of the field. The other maps, which search, find the crystal as often without it.
     coherence : Coherence, optional
@@ -136,14 +138,15 @@ class Engine:
 
     # -- iterations ---------------------------------------------------------------------------------
     def step(self, algorithm: str, beta: float) -> None:
-        """One iteration of ``"er"``, ``"hio"``, ``"raar"``, ``"dm"`` or ``"ml"``.
+        """One iteration of ``"er"``, ``"hio"``, ``"raar"``, ``"dm"``, ``"ml"`` or ``"poisson"``.
 
-        Sets `error` and `free_llk` of the iterate that the step started from. ``"ml"`` is accelerated
-        projected gradient on variance-stabilised amplitudes; `beta` has no part in it.
+        Sets `error` and `free_llk` of the iterate that the step started from. The last two are accelerated
+        projected gradients, on variance-stabilised amplitudes and on Poisson's likelihood itself, whose steps
+        are shorter; `beta` has no part in them.
         """
         self._pixels = self._pixel_transfer if algorithm in EXACT else None
-        if algorithm == "ml":
-            self._accelerated()
+        if algorithm in DESCENT:
+            self._accelerated(DESCENT[algorithm])
             return
         self._previous = None
         if algorithm == "dm":
@@ -172,7 +175,7 @@ class Engine:
         self._box = np.where(self._inside, self.look(self._window), 0)
         self._outside = None
 
-    def _accelerated(self) -> None:
+    def _accelerated(self, rule: Rule) -> None:
         """Y. Nesterov's extrapolation (Soviet Math. Dokl. 27, 372 (1983)) of steps down the gradient."""
         if self._previous is None:
             self._confine()
@@ -181,11 +184,11 @@ class Engine:
         following = (1 + np.sqrt(1 + 4 * self._momentum**2)) / 2
         momentum = np.float32(min((self._momentum - 1) / following, 0.9))
         self._momentum = following
-        point = self._project(0, 0, 0, 1, offset=ANSCOMBE)
+        point = self._project(0, 0, 0, 1, rule=rule)
         self._box = point + momentum * (point - self._previous)
         self._previous = point
 
-    def _project(self, a: float, b: float, c: float, d: float, offset: float = 0.0) -> np.ndarray:
+    def _project(self, a: float, b: float, c: float, d: float, rule: Rule = Rule.moduli) -> np.ndarray:
         """``S (c rho + d P)`` in the box; the rest becomes ``a rho + b P``."""
         columns = self._columns_for(self._window)
         before, after = self._outside, None
@@ -198,7 +201,7 @@ class Engine:
             mix(psi.ravel(), scale, c, d)
             self._down(psi, columns, self._window, frames)
 
-        self._sweep(self._box, update, offset)
+        self._sweep(self._box, update, rule)
         self._outside = after
         return self._inside * self._box_of(columns, self._window)
 
@@ -233,7 +236,7 @@ class Engine:
         self,
         box: np.ndarray,
         work: Callable[[np.ndarray, np.ndarray, slice], None],
-        offset: float = 0.0,
+        rule: Rule = Rule.moduli,
         gain: float = 1.0,
     ) -> None:
         """Hand ``psi = gain outside + F[box]`` and the scales of its moduli to `work`, some frames at a time.
@@ -241,7 +244,7 @@ class Engine:
         `work` gets psi (frames, Ny, Nx), which it may destroy, the scales (flat) and the frames.
         """
         columns = self._columns(box)
-        scales = self._blurred_scales(columns, gain, offset) if self.coherence is not None else None
+        scales = self._blurred_scales(columns, gain, rule) if self.coherence is not None else None
 
         def block(item: tuple[slice, np.ndarray]) -> tuple[float, float]:
             frames, free = item
@@ -250,7 +253,7 @@ class Engine:
                 work(psi, scales[frames].reshape(-1), frames)
                 return 0.0, 0.0
             power = _power_of(psi)
-            scale, residual, free_llk = self._scale(power, power, frames, free, offset)
+            scale, residual, free_llk = self._scale(power, power, frames, free, rule)
             work(psi, scale, frames)
             return residual, free_llk
 
@@ -258,11 +261,11 @@ class Engine:
         if scales is None:
             self._judge(sums)
 
-    def _blurred_scales(self, columns: np.ndarray, gain: float, offset: float) -> np.ndarray:
+    def _blurred_scales(self, columns: np.ndarray, gain: float, rule: Rule) -> np.ndarray:
         """Scales of the moduli, (J, Ny, Nx), where the light is partially coherent.
 
         The modulus projection divides by the blurred intensity (J. N. Clark et al., Nat. Commun. 3, 993
-        (2012)); the gradient step (`offset` above 0) carries the quotient back through the blur as well.
+        (2012)); the step of a descent carries the quotient back through the blur as well.
         """
         assert self.coherence is not None
         power = self._power(columns, gain)
@@ -270,15 +273,15 @@ class Engine:
 
         def moduli(item: tuple[slice, np.ndarray]) -> tuple[float, float]:
             frames, free = item
-            scale, residual, free_llk = self._scale(power[frames], blurred[frames], frames, free, offset)
+            scale, residual, free_llk = self._scale(power[frames], blurred[frames], frames, free, rule)
             blurred[frames] = scale.reshape(blurred[frames].shape)
             return residual, free_llk
 
         self._judge(self._each(moduli, zip(self._frames, self._free, strict=True)))
-        return self.coherence.blur(blurred, back=True) if offset else blurred
+        return self.coherence.blur(blurred, back=True) if rule else blurred
 
     def _scale(
-        self, power: np.ndarray, blurred: np.ndarray, frames: slice, free: np.ndarray, offset: float
+        self, power: np.ndarray, blurred: np.ndarray, frames: slice, free: np.ndarray, rule: Rule
     ) -> tuple[np.ndarray, float, float]:
         """Scales of the moduli (flat), residual and free log-likelihood of some frames.
 
@@ -288,11 +291,11 @@ class Engine:
             blurred = self._over_pixels(blurred)
         if blurred is not power:
             # where the wave is not yet consistent, an estimate near zero would blow it up
-            np.maximum(blurred, 0 if offset else np.float32(LEAST_BLURRED) * power, out=blurred)
+            np.maximum(blurred, 0 if rule else np.float32(LEAST_BLURRED) * power, out=blurred)
         flat, packed = blurred.reshape(-1), self._packed[frames].reshape(-1)
         free_llk = free_log_likelihood(flat, packed, free)
-        residual = modulus_scale(flat, packed, offset)
-        if offset and self._pixels is not None:
+        residual = modulus_scale(flat, packed, rule.value)
+        if rule and self._pixels is not None:
             flat = self._over_pixels(blurred).reshape(-1)
         return flat, residual, free_llk
 

@@ -33,8 +33,8 @@ class Recipe:
     Parameters
     ----------
     schedule : tuple of (str, float)
-        Algorithms (``"hio"``, ``"raar"``, ``"dm"``, ``"er"``, ``"ml"``) in order, each with its share of the
-        iterations that start from noise.
+        Algorithms (``"hio"``, ``"raar"``, ``"dm"``, ``"er"``, ``"ml"``, ``"poisson"``) in order, each with
+        its share of the iterations that start from noise.
     fine : tuple of (str, float)
         The same for iterations that start from an object: after a coarse start, and in later generations.
         HIO would throw a good one over, where pixels are many and photons few.

@@ -12,11 +12,26 @@ times faster). Plain versions of the same formulae live in the tests.
 
 from __future__ import annotations
 
+from enum import IntEnum
+
 import numba
 import numpy as np
 
+ANSCOMBE = 3 / 8
+"""``sqrt(I + 3/8)`` of Poisson counts has the variance 1/4 almost whatever I (F. J. Anscombe, Biometrika 35,
+246 (1948))."""
+
 MASKED = np.float32(-1e30)
 """Stands for an unmeasured pixel in the packed counts of `pack`."""
+
+
+class Rule(IntEnum):
+    """What `modulus_scale` makes of a wave."""
+
+    moduli = 0
+    anscombe = 1
+    poisson = 2
+
 
 _jit = numba.njit(nogil=True, fastmath=True, cache=True, error_model="numpy")
 
@@ -75,26 +90,32 @@ def free_log_likelihood(power: np.ndarray, packed: np.ndarray, free: np.ndarray)
 
 
 @_jit
-def modulus_scale(power: np.ndarray, packed: np.ndarray, offset: float) -> float:
-    """Turn intensities into the factors that give the measured moduli, in place; 1 for other pixels.
+def modulus_scale(power: np.ndarray, packed: np.ndarray, rule: int) -> float:
+    """Turn intensities into factors of the wave, in place; 1 for pixels that are not used.
 
-    ``sqrt((I + c) / (power + c))``: with ``c = 0`` the modulus projection; with ``c = 3/8`` a unit gradient
-    step on Anscombe's variance-stabilised amplitudes, which for counts is all but Poisson maximum likelihood.
+    A `Rule`, ``c = 3/8``: the measured moduli, ``sqrt(I / power)``; a unit gradient step on Anscombe's
+    variance-stabilised amplitudes, ``sqrt((I + c) / (power + c))``, which for counts is nearly Poisson
+    maximum likelihood; or half a step on Poisson's likelihood of ``I + c``,
+    ``1 + ((I + c) / (power + c) - 1) / 2``, at most 2: where many counts are missed by far, more would
+    overshoot.
 
     Returns
     -------
     residual : float
         Sum of ``(sqrt(power) - sqrt(I))^2`` over used pixels.
     """
-    c, tiny = np.float32(offset), np.float32(1e-20)
-    zero, one = np.float32(0), np.float32(1)
+    tiny = np.float32(1e-20)
+    zero, half, one, two = np.float32(0), np.float32(0.5), np.float32(1), np.float32(2)
+    c = zero if rule == 0 else np.float32(ANSCOMBE)
     residual = zero
     for i in range(power.size):
         used = packed[i] >= zero
         counts = max(packed[i], zero)
         difference = np.sqrt(power[i]) - np.sqrt(counts)
         residual += difference * difference if used else zero
-        power[i] = np.sqrt((counts + c) / (power[i] + c + tiny)) if used else one
+        ratio = (counts + c) / (power[i] + c + tiny)
+        factor = min(half + half * ratio, two) if rule == 2 else np.sqrt(ratio)
+        power[i] = factor if used else one
     return float(residual)
 
 
