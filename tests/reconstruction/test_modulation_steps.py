@@ -241,14 +241,15 @@ def test_a_wave_is_solved_in_few_steps_and_no_step_climbs():
 
 
 @pytest.mark.parametrize("neighbour", [0.0, 0.05])
-def test_fused_modulus_step_equals_the_plain_formula(neighbour):
+@pytest.mark.parametrize("background", [0.0, 1.5])
+@pytest.mark.parametrize("shape", [(12, 12), (13, 35), (3, 70)])
+def test_fused_modulus_step_equals_the_plain_formula(neighbour, background, shape):
     rng = np.random.default_rng(4)
-    n = 12
-    psi = 5 * noise(rng, n, n)
-    counts = rng.poisson(50, (n, n)).astype(np.float32)
+    psi = 5 * noise(rng, *shape)
+    counts = rng.poisson(50, shape).astype(np.float32)
     counts[0] = 0
     target = np.sqrt(counts + np.float32(0.375))
-    target[3] = -1
+    target[-1, :5] = -1
     free = np.zeros(target.shape, bool)
     free[:2, ::2] = True
     target[free] = -2 - counts[free]
@@ -258,13 +259,13 @@ def test_fused_modulus_step_equals_the_plain_formula(neighbour):
             a = (1 - 2 * neighbour) * a + neighbour * (np.roll(a, 1, axis) + np.roll(a, -1, axis))
         return a
 
-    model = stencil(np.abs(psi) ** 2)
+    model = stencil(np.abs(psi) ** 2) + background
     used = target >= 0
     expected = psi * stencil(np.where(used, target / np.sqrt(model + 0.375) - 1, 0))
     misfit = (np.where(used, np.sqrt(model + 0.375) - target, 0) ** 2).sum()
     with np.errstate(divide="ignore", invalid="ignore"):
         llk = model - counts + np.where(counts > 0, counts * np.log(counts / model), 0)
-    found = modulus_step(psi, target, neighbour)
+    found = modulus_step(psi, target, neighbour, background)
     np.testing.assert_allclose(psi, expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(found, (misfit, (llk * free).sum()), rtol=1e-3)
 

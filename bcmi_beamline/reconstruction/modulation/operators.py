@@ -402,16 +402,26 @@ _jit = numba.njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
 
 
 @_jit
+def weigh_rows(
+    above: np.ndarray, here: np.ndarray, below: np.ndarray, neighbour: float, line: np.ndarray
+) -> None:  # pragma: no cover
+    """Stencil of `NEIGHBOUR` across rows (n,), into `line` (n + 2) whose ends are those of a period."""
+    w, middle = np.float32(neighbour), np.float32(1 - 2 * neighbour)
+    n = len(here)
+    inner = line[1:]
+    for c in range(n):
+        inner[c] = middle * here[c] + w * (above[c] + below[c])
+    line[0], line[n + 1] = line[n], line[1]
+
+
+@_jit
 def integrate_pixels(a: np.ndarray, neighbour: float, out: np.ndarray) -> None:  # pragma: no cover
     """Convolve `a` (periodic) with the separable stencil of `NEIGHBOUR`; self-adjoint."""
     ny, nx = a.shape
     w, middle = np.float32(neighbour), np.float32(1 - 2 * neighbour)
     line = np.empty(nx + 2, np.float32)
     for r in range(ny):
-        above, below = a[(r - 1) % ny], a[(r + 1) % ny]
-        for c in range(nx):
-            line[c + 1] = middle * a[r, c] + w * (above[c] + below[c])
-        line[0], line[nx + 1] = line[nx], line[1]
+        weigh_rows(a[(r - 1) % ny], a[r], a[(r + 1) % ny], neighbour, line)
         for c in range(nx):
             out[r, c] = middle * line[c + 1] + w * (line[c] + line[c + 2])
 

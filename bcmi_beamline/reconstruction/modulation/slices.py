@@ -9,7 +9,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from bcmi_beamline.reconstruction.modulation.operators import FrameOperator, integrate_pixels
+from bcmi_beamline.reconstruction.modulation.operators import FrameOperator, weigh_rows
 from bcmi_beamline.reconstruction.threads import each
 from bcmi_beamline.scans import RockingScan
 
@@ -99,27 +99,57 @@ def _sums(target: np.ndarray) -> tuple[float, float, float]:  # pragma: no cover
 
 
 @_jit
+def _power(wave: np.ndarray, out: np.ndarray) -> None:  # pragma: no cover
+    """``|wave|^2`` of one row."""
+    for column in range(len(wave)):
+        here = wave[column]
+        out[column] = here.real * here.real + here.imag * here.imag
+
+
+@_jit
+def _free_part(counts: np.ndarray, target: np.ndarray) -> float:  # pragma: no cover
+    """Free log-likelihood of one row."""
+    total = 0.0
+    for column in range(len(target)):
+        if target[column] <= -2:
+            seen = -2 - target[column]
+            total += counts[column] - seen
+            if seen > 0:
+                total += seen * np.log(seen / max(counts[column], np.float32(1e-6)))
+    return total  # pyright: ignore[reportReturnType]
+
+
+@_jit
 def _factors(
-    counts: np.ndarray, target: np.ndarray, factor: np.ndarray
+    psi: np.ndarray, target: np.ndarray, neighbour: float, background: float, factor: np.ndarray
 ) -> tuple[float, float]:  # pragma: no cover
-    """Of `modulus_step`: the factor of every pixel, the misfit and the free log-likelihood."""
-    misfit, free = 0.0, 0.0
+    """Of `modulus_step`: the factor f of every pixel, the misfit and the free log-likelihood.
+
+    Row by row, so that nothing but the wave, the targets and the factors comes from beyond the nearest cache.
+    """
+    ny, nx = psi.shape
+    w, middle, dark = np.float32(neighbour), np.float32(1 - 2 * neighbour), np.float32(background)
     one, zero, offset = np.float32(1), np.float32(0), np.float32(0.375)
-    for row in range(target.shape[0]):
-        line = zero
-        for column in range(target.shape[1]):
-            seen = target[row, column]
-            used = one if seen >= zero else zero
-            modulus = np.sqrt(counts[row, column] + offset)
-            line += used * (modulus - seen) * (modulus - seen)
-            factor[row, column] = used * (seen / modulus - one)
-        misfit += line
-        for column in range(target.shape[1]):
-            if target[row, column] <= -2:
-                seen = -2 - target[row, column]
-                free += counts[row, column] - seen
-                if seen > 0:
-                    free += seen * np.log(seen / max(counts[row, column], np.float32(1e-6)))
+    power, line = np.empty((3, nx), np.float32), np.empty(nx + 2, np.float32)
+    counts = np.empty(nx, np.float32)
+    misfit, free = 0.0, 0.0
+    _power(psi[ny - 1], power[2])
+    _power(psi[0], power[0])
+    for row in range(ny):
+        above, here, below = power[(row + 2) % 3], power[row % 3], power[(row + 1) % 3]
+        _power(psi[(row + 1) % ny], below)
+        weigh_rows(above, here, below, neighbour, line)
+        for column in range(nx):
+            counts[column] = middle * line[column + 1] + w * (line[column] + line[column + 2]) + dark
+        seen, out, part = target[row], factor[row], zero
+        for column in range(nx):
+            used = one if seen[column] >= zero else zero
+            expected = counts[column] + offset
+            change = used * (seen[column] / np.sqrt(expected) - one)
+            part += expected * change * change  # (sqrt(I_c + 3/8) - sqrt(I_o + 3/8))^2 without its root
+            out[column] = change
+        misfit += part
+        free += _free_part(counts, seen)
     return misfit, free  # pyright: ignore[reportReturnType]
 
 
@@ -149,20 +179,15 @@ def modulus_step(
         Misfit L, and the free log-likelihood summed over the free pixels.
     """
     ny, nx = psi.shape
-    point = np.empty((ny, nx), np.float32)
-    counts = np.empty((ny, nx), np.float32)
+    w, middle = np.float32(neighbour), np.float32(1 - 2 * neighbour)
+    factor, line = np.empty((ny, nx), np.float32), np.empty(nx + 2, np.float32)
+    misfit, free = _factors(psi, target, neighbour, background, factor)
     for row in range(ny):
+        weigh_rows(factor[(row - 1) % ny], factor[row], factor[(row + 1) % ny], neighbour, line)
+        here = psi[row]
         for column in range(nx):
-            x = psi[row, column]
-            point[row, column] = x.real * x.real + x.imag * x.imag
-    integrate_pixels(point, neighbour, counts)
-    if background > 0:
-        counts += np.float32(background)
-    misfit, free = _factors(counts, target, point)
-    integrate_pixels(point, neighbour, counts)
-    for row in range(ny):
-        for column in range(nx):
-            psi[row, column] *= counts[row, column]
+            change = middle * line[column + 1] + w * (line[column] + line[column + 2])
+            here[column] = complex(here[column].real * change, here[column].imag * change)
     return misfit, free
 
 
