@@ -41,7 +41,13 @@ SMOOTH_FROM = 0.85
 """Part of the band from which on the near-field kernel falls off, where no light is followed any more."""
 
 TAPS = 6
-"""Rows from which one between them is interpolated; two rows a period leave an error of 0.1 to 0.2 %."""
+"""Lines from which one between them is interpolated; two lines a period leave an error of 0.1 to 0.2 %."""
+
+MOST_BETWEEN = 8
+"""Largest step from one column that is computed to the next: beyond, what blocks share outweighs the gain."""
+
+BLOCK = 208
+"""Columns of the patch that are folded at a time: the light before them stays in the processor's cache."""
 
 TOGETHER = 3
 """Rows of the patch that are taken back to those computed at once, which are so stored less often."""
@@ -122,36 +128,48 @@ class FresnelKernel:
         return matrix
 
 
-class SlowRows:
-    """Rows of a near field between those that are computed, once its fast phase is taken off.
+class SlowLines:
+    """Rows or columns of a near field between those that are computed, once its fast phase is taken off.
 
     A wave that leaves a window of n pixels and travels d is, but for ``exp(i pi y^2 / lambda d)``,
-    band-limited to ``n p / lambda d``: every `step`-th row tells the others, by the best linear prediction
-    from `TAPS` rows.
+    band-limited to ``n p / lambda d``: every `step`-th line tells the others, by the best linear prediction
+    from `TAPS` lines.
 
     Parameters
     ----------
     window : int
-        Rows of the window that the wave leaves.
+        Pixels of the window that the wave leaves, along the axis.
     fresnel : float
         ``lambda d / p^2``.
     count : int
-        Rows wanted.
+        Lines wanted.
+    most : int, optional
+        Largest step, where it is not to be the largest possible.
     """
 
-    def __init__(self, window: int, fresnel: float, count: int):
+    def __init__(self, window: int, fresnel: float, count: int, most: int | None = None):
         self.step = max(1, int(fresnel / (2 * window)))
+        self.step = self.step if most is None else min(self.step, most)
         at = (np.arange(TAPS) - (TAPS // 2 - 1)) * self.step
-        if self.step == 1:  # the near field is as fine as the wave: every row is computed
+        if self.step == 1:  # the near field is as fine as the wave: every line is computed
             self.taps = (at == 0).astype(np.float32)[None]
         else:
             system = np.sinc(np.subtract.outer(at, at) * window / fresnel) + 1e-6 * np.eye(TAPS)
             wanted = np.sinc(np.subtract.outer(at, np.arange(self.step)) * window / fresnel)
             self.taps = np.ascontiguousarray(np.linalg.solve(system, wanted).T, dtype=np.float32)
+        self.wanted = count
         self.count = -(-count // self.step) + TAPS - 1
-        """Rows to be computed."""
+        """Lines to be computed."""
         self.before = -int(at[0])
-        """How far the first of them lies before the first row wanted."""
+        """How far the first of them lies before the first line wanted."""
+
+    def matrix(self) -> np.ndarray:
+        """From the lines computed to those wanted, (wanted, count), float32."""
+        matrix = np.zeros((self.wanted, self.count), np.float32)
+        line = np.arange(self.wanted)
+        for t in range(TAPS):
+            matrix[line, line // self.step + t] = self.taps[line % self.step, t]
+        return matrix
 
 
 class FrameOperator:
@@ -214,9 +232,12 @@ class FrameOperator:
             for a, b, p in zip(low, high, pixel, strict=True)
         ]
         self._near = [window.indices(axis) for axis in (0, 1)]
-        self._rows = SlowRows(window.shape[0], wavelength * distance / pixel[0] ** 2, reach[0])
-        if self._rows.step > 1:
-            factors[0] *= self._fast_phase(np.arange(low[0], high[0]))
+        self._lines = [
+            SlowLines(n, wavelength * distance / p**2, count, most)
+            for n, p, count, most in zip(window.shape, pixel, reach, (None, MOST_BETWEEN), strict=True)
+        ]
+        for axis in (0, 1):
+            factors[axis] *= self._fast_phase(np.arange(low[axis], high[axis]), axis)
         film *= np.multiply.outer(*factors).astype(np.complex64)
         self.modulator, self._unit = in_whole_numbers(film)
         self._extent = film.shape
@@ -224,7 +245,7 @@ class FrameOperator:
         for axis in (0, 1):
             middle = self.centres[:, axis] - self._walk[:, axis] - window.centre[axis]
             largest = (reach[axis] + window.shape[axis]) // 2 + 2 + int(np.abs(middle).max())
-            largest += self._rows.step * TAPS if axis == 0 else 0
+            largest += self._lines[axis].step * TAPS
             self._kernels.append(FresnelKernel(pixel[axis], wavelength, distance, largest))
 
     def for_frames(self, walk: np.ndarray) -> FrameOperator:
@@ -250,25 +271,21 @@ class FrameOperator:
         other.background = background
         return other
 
-    def _fast_phase(self, rows: np.ndarray) -> np.ndarray:
-        """``exp(i pi y^2 / lambda d)``, y from the middle of the window: what `SlowRows` wants taken off."""
-        y = (rows - float(self._near[0].mean())) * self.pixel[0]
+    def _fast_phase(self, at: np.ndarray, axis: int) -> np.ndarray:
+        """``exp(i pi y^2 / lambda d)``, y from the middle of the window: what `SlowLines` wants taken off."""
+        y = (at - float(self._near[axis].mean())) * self.pixel[axis]
         return np.exp(1j * np.pi * y**2 / (self.wavelength * self.distance)).astype(np.complex64)
 
     def _matrices(self, frame: int, shift: Shift) -> tuple[np.ndarray, np.ndarray]:
-        """(K_y, K_x) for frame `frame` of a crystal moved by `shift` (x', y') in metres; few rows of K_y."""
+        """(K_y, K_x) for frame `frame` of a crystal moved by `shift` (x', y') in metres: the lines computed."""
         x, y = (0.0, 0.0) if shift is None else shift
-        rows = self._rows
-        far = int(self._first[frame, 0]) - rows.before, rows.count, rows.step
-        slow = None
-        if rows.step > 1:
-            slow = self._fast_phase(far[0] + rows.step * np.arange(rows.count)).conj()
-        walk = self._walk[frame]
-        lines = int(self._first[frame, 1]), self.reach[1], 1
-        return (
-            self._kernels[0].matrix(far, self._near[0], int(walk[0]), -float(y), slow),  # rows: -y'
-            self._kernels[1].matrix(lines, self._near[1], int(walk[1]), float(x)),
-        )
+        return self._matrix(frame, 0, -float(y)), self._matrix(frame, 1, float(x))  # rows run to -y'
+
+    def _matrix(self, frame: int, axis: int, shift: float) -> np.ndarray:
+        lines = self._lines[axis]
+        far = int(self._first[frame, axis]) - lines.before, lines.count, lines.step
+        slow = self._fast_phase(far[0] + lines.step * np.arange(lines.count), axis).conj()
+        return self._kernels[axis].matrix(far, self._near[axis], int(self._walk[frame, axis]), shift, slow)
 
     def _place(self, frame: int) -> tuple[int, int, int, int]:
         """Corner of the patch of `frame`: in the modulator's array, and from the axis."""
@@ -281,43 +298,40 @@ class FrameOperator:
 
     def to_modulator(self, wave: np.ndarray, frame: int = 0, shift: Shift = None) -> np.ndarray:
         """Propagate an exit wave (ny, nx) to the patch of the modulator that it meets."""
-        light = self._all_rows() @ self._few_rows(wave, frame, shift)
-        return (
-            light * self._fast_phase(self.patch_indices(frame, 0))[:, None] if self._rows.step > 1 else light
-        )
+        rows, columns = (lines.matrix() for lines in self._lines)
+        light = rows @ self._few_points(wave, frame, shift) @ columns.T
+        return light * self._fast_phases(frame)
 
     def rows_before(self, wave: np.ndarray, frame: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """Intensity before the modulator on those rows of the patch that are computed.
 
         Their pixel coordinates (m,), 0 on the beam axis, and the intensity (m, columns).
         """
-        rows = self._first[frame, 0] - self._rows.before + self._rows.step * np.arange(self._rows.count)
-        inside = (rows >= self._first[frame, 0]) & (rows < self._first[frame, 0] + self.reach[0])
-        light = self._few_rows(wave, frame, None)[inside]
+        lines, first = self._lines[0], self._first[frame, 0]
+        rows = first - lines.before + lines.step * np.arange(lines.count)
+        inside = (rows >= first) & (rows < first + self.reach[0])
+        light = self._few_points(wave, frame, None)[inside] @ self._lines[1].matrix().T
         return rows[inside], np.real(light) ** 2 + np.imag(light) ** 2
 
     def from_modulator(self, light: np.ndarray, frame: int = 0, shift: Shift = None) -> np.ndarray:
         """Adjoint of `to_modulator`: back to the exit window."""
-        if self._rows.step > 1:
-            light = light * self._fast_phase(self.patch_indices(frame, 0)).conj()[:, None]
-        return self._from_few_rows(self._all_rows().T @ light, frame, shift)
+        rows, columns = (lines.matrix() for lines in self._lines)
+        points = rows.T @ (light * self._fast_phases(frame).conj()) @ columns
+        return self._from_few_points(points, frame, shift)
 
-    def _all_rows(self) -> np.ndarray:
-        """`SlowRows` as a matrix (rows wanted, rows computed)."""
-        step, taps = self._rows.step, self._rows.taps
-        matrix = np.zeros((self.reach[0], self._rows.count), np.float32)
-        row = np.arange(self.reach[0])
-        for t in range(taps.shape[1]):
-            matrix[row, row // step + t] = taps[row % step, t]
-        return matrix
+    def _fast_phases(self, frame: int) -> np.ndarray:
+        """What is taken off the light before the modulator, over the patch of `frame`."""
+        sides = [self._fast_phase(self.patch_indices(frame, axis), axis) for axis in (0, 1)]
+        return np.multiply.outer(*sides)
 
-    def _few_rows(self, wave: np.ndarray, frame: int, shift: Shift) -> np.ndarray:
+    def _few_points(self, wave: np.ndarray, frame: int, shift: Shift) -> np.ndarray:
+        """Light before the modulator where it is computed, (rows, columns)."""
         ky, kx = self._matrices(frame, shift)
         return (ky @ wave) @ kx.T
 
-    def _from_few_rows(self, rows: np.ndarray, frame: int, shift: Shift) -> np.ndarray:
+    def _from_few_points(self, points: np.ndarray, frame: int, shift: Shift) -> np.ndarray:
         ky, kx = self._matrices(frame, shift)
-        return ky.conj().T @ (rows @ kx.conj())
+        return ky.conj().T @ (points @ kx.conj())
 
     def forward(
         self, wave: np.ndarray, frame: int = 0, shift: Shift = None, out: np.ndarray | None = None
@@ -327,15 +341,15 @@ class FrameOperator:
         `shift` moves the crystal by (x', y') metres; the wave is written to `out` where there is one.
         """
         psi = np.empty(self.detector_shape, np.complex64) if out is None else out
-        rows, taps = self._few_rows(wave, frame, shift), self._unit * self._rows.taps
-        fold_light(rows, taps, self.modulator, self._place(frame), self.reach[0], psi)
+        points, (down, across) = self._few_points(wave, frame, shift), (a.taps for a in self._lines)
+        fold_light(points, self._unit * down, across, self.modulator, self._place(frame), self.reach, psi)
         for lit in self._lit_rows(frame):
             transform_lines(psi[lit], 1)
         return transform_lines(psi, 0)
 
     def adjoint(self, psi: np.ndarray, frame: int = 0, shift: Shift = None) -> np.ndarray:
         """Adjoint of `forward`; overwrites `psi`."""
-        return self._from_few_rows(self._back(psi, frame, -1.0), frame, shift)
+        return self._from_few_points(self._back(psi, frame, -1.0), frame, shift)
 
     def inverse(
         self,
@@ -345,17 +359,19 @@ class FrameOperator:
         regularisation: float = 0.05,
     ) -> np.ndarray:
         """Regularised inverse of `forward`, ``M^-1 = M* / (|M|^2 + eps)``; overwrites `psi`."""
-        return self._from_few_rows(self._back(psi, frame, regularisation), frame, shift)
+        return self._from_few_points(self._back(psi, frame, regularisation), frame, shift)
 
     def _back(self, psi: np.ndarray, frame: int, regularisation: float) -> np.ndarray:
         transform_lines(psi, 0, forward=False)
         for lit in self._lit_rows(frame):
             transform_lines(psi[lit], 1, forward=False)
-        rows = np.zeros((self._rows.count, self.reach[1]), np.complex64)
+        down, across = (lines.taps for lines in self._lines)
+        points = np.zeros([lines.count for lines in self._lines], np.complex64)
         unit, least = self._unit, regularisation / self._unit**2
-        taps = self._rows.taps * unit if least < 0 else self._rows.taps / unit  # M*, or M* / |M|^2
-        unfold_light(psi, taps, self.modulator, self._place(frame), self.reach[0], least, rows)
-        return rows
+        down = down * unit if least < 0 else down / unit  # M*, or M* / |M|^2
+        place = self._place(frame)
+        unfold_light(psi, down, across, self.modulator, place, self.reach, least, points)
+        return points
 
     def _lit_rows(self, frame: int) -> list[slice]:
         """Rows of the folded light that are not empty: all others need no transform."""
@@ -427,72 +443,167 @@ def integrate_pixels(a: np.ndarray, neighbour: float, out: np.ndarray) -> None: 
 
 
 @_jit
+def _weights(taps: np.ndarray) -> np.ndarray:  # pragma: no cover
+    """`taps` (step, TAPS) for either part of a block's columns and all beside them, (TAPS, columns)."""
+    step = len(taps)
+    out = np.empty((TAPS, 2 * (BLOCK + (TAPS + 2) * step)), np.float32)
+    for t in range(TAPS):
+        line = out[t]
+        for k in range(step):
+            line[2 * k] = line[2 * k + 1] = taps[k, t]
+        for i in range(2 * step, len(line)):
+            line[i] = line[i - 2 * step]
+    return out
+
+
+@_jit
+def _spread(
+    few: np.ndarray, weights: np.ndarray, step: int, first: int, rows: np.ndarray
+) -> None:  # pragma: no cover
+    """Columns from `first` on of `rows` (m, C), from every `step`-th column, `few` (m, n)."""
+    width = 2 * rows.shape[1]
+    near, last = first // step, (first + rows.shape[1] - 1) // step + TAPS
+    held = np.empty((last - near) * step, np.complex64)
+    flat, period, skip = held.view(np.float32), 2 * step, 2 * (first % step)
+    a, b, c = flat[skip:], flat[skip + period :], flat[skip + 2 * period :]
+    d, e, f = flat[skip + 3 * period :], flat[skip + 4 * period :], flat[skip + 5 * period :]
+    s, t, u = weights[0, skip:], weights[1, skip:], weights[2, skip:]
+    v, w, x = weights[3, skip:], weights[4, skip:], weights[5, skip:]
+    for row in range(len(few)):
+        k = 0
+        for q in range(near, last):  # every column computed `step` times, so that what follows has no gaps
+            value = few[row, q]
+            for _ in range(step):
+                held[k] = value
+                k += 1
+        line = rows[row].view(np.float32)
+        for i in range(width):
+            line[i] = s[i] * a[i] + t[i] * b[i] + u[i] * c[i] + v[i] * d[i] + w[i] * e[i] + x[i] * f[i]
+
+
+@_jit
+def _gather(
+    rows: np.ndarray, weights: np.ndarray, step: int, first: int, few: np.ndarray
+) -> None:  # pragma: no cover
+    """Adjoint of `_spread`, added to `few`."""
+    width = 2 * rows.shape[1]
+    near, last = first // step, (first + rows.shape[1] - 1) // step + TAPS
+    held = np.empty((last - near) * step, np.complex64)
+    flat, period, skip = held.view(np.float32), 2 * step, 2 * (first % step)
+    wide = np.zeros(len(flat) + 5 * period, np.float32)
+    line = wide[5 * period + skip :]
+    a, b, c = wide[5 * period :], wide[4 * period :], wide[3 * period :]
+    d, e, f = wide[2 * period :], wide[period:], wide
+    s, t, u, v, w, x = weights[0], weights[1], weights[2], weights[3], weights[4], weights[5]
+    for row in range(len(few)):
+        source = rows[row].view(np.float32)
+        for i in range(width):
+            line[i] = source[i]
+        for i in range(len(flat)):
+            flat[i] = s[i] * a[i] + t[i] * b[i] + u[i] * c[i] + v[i] * d[i] + w[i] * e[i] + x[i] * f[i]
+        k = 0
+        for q in range(near, last):
+            real, imaginary = np.float32(0), np.float32(0)
+            for _ in range(step):
+                real += held[k].real
+                imaginary += held[k].imag
+                k += 1
+            few[row, q] += complex(real, imaginary)
+
+
+@_jit
 def fold_light(
-    rows: np.ndarray,
-    taps: np.ndarray,
+    few: np.ndarray,
+    down: np.ndarray,
+    across: np.ndarray,
     modulator: np.ndarray,
     place: tuple[int, int, int, int],
-    count: int,
+    shape: tuple[int, int],
     out: np.ndarray,
 ) -> None:  # pragma: no cover
-    """Light before the modulator, from the `rows` computed, through it and folded onto the detector's points.
+    """Light before the modulator, known at `few` points, through it and folded onto the detector's points.
 
     Parameters
     ----------
-    rows : ndarray, (m, C), complex64
-    taps : ndarray, (step, TAPS), float32
-        Of `SlowRows`, times the unit of `modulator`.
+    few : ndarray, (m, n), complex64
+        Light on every so many rows and columns.
+    down, across : ndarray, (step, TAPS), float32
+        Of `SlowLines`, for rows and for columns; the former times the unit of `modulator`.
     modulator : ndarray, (My, 2 Mx), int16
         With the fast phase of the light, real and imaginary parts side by side.
     place : (row, column, row, column)
         Corner of the patch in `modulator`, and from the beam axis.
-    count : int
-        Rows of the patch.
+    shape : (rows, columns)
+        Of the patch.
     out : ndarray, (Ny, Nx), complex64
         Overwritten.
     """
     ny, nx = out.shape
-    columns = rows.shape[1]
-    source = rows.view(np.float32)
-    buffer = np.empty(columns, np.complex64)
+    weights, held = _weights(across), np.empty((len(few), BLOCK), np.complex64)
+    buffer = np.empty(BLOCK, np.complex64)
     line = buffer.view(np.float32)
     out[:] = 0
-    for row in range(count):
-        near, w = row // len(taps), taps[row % len(taps)]
-        a, b, c = source[near], source[near + 1], source[near + 2]
-        d, e, f = source[near + 3], source[near + 4], source[near + 5]
-        for i in range(2 * columns):  # written out, so that the line is stored once
-            line[i] = w[0] * a[i] + w[1] * b[i] + w[2] * c[i] + w[3] * d[i] + w[4] * e[i] + w[5] * f[i]
-        film = modulator[place[0] + row, 2 * place[1] :]
-        target = out[(place[2] + row) % ny]
-        done, at = 0, place[3] % nx
-        while done < columns:
-            run = min(nx - at, columns - done)
-            light, here, there = buffer[done : done + run], film[2 * done :], target[at : at + run]
-            for i in range(run):
-                u, v = np.float32(here[2 * i]), np.float32(here[2 * i + 1])
-                x, y = light[i].real, light[i].imag
-                there[i] += complex(u * x - v * y, u * y + v * x)
-            done, at = done + run, 0
+    for first in range(0, shape[1], BLOCK):
+        columns = min(BLOCK, shape[1] - first)
+        _spread(few, weights, len(across), first, held[:, :columns])
+        source = held.view(np.float32)
+        for row in range(shape[0]):
+            near, w = row // len(down), down[row % len(down)]
+            a, b, c = source[near], source[near + 1], source[near + 2]
+            d, e, f = source[near + 3], source[near + 4], source[near + 5]
+            for i in range(2 * columns):  # written out, so that the line is stored once
+                line[i] = w[0] * a[i] + w[1] * b[i] + w[2] * c[i] + w[3] * d[i] + w[4] * e[i] + w[5] * f[i]
+            film = modulator[place[0] + row, 2 * (place[1] + first) :]
+            target = out[(place[2] + row) % ny]
+            done, at = 0, (place[3] + first) % nx
+            while done < columns:
+                run = min(nx - at, columns - done)
+                light, here, there = buffer[done : done + run], film[2 * done :], target[at : at + run]
+                for i in range(run):
+                    u, v = np.float32(here[2 * i]), np.float32(here[2 * i + 1])
+                    x, y = light[i].real, light[i].imag
+                    there[i] += complex(u * x - v * y, u * y + v * x)
+                done, at = done + run, 0
 
 
 @_jit
 def unfold_light(
     field: np.ndarray,
-    taps: np.ndarray,
+    down: np.ndarray,
+    across: np.ndarray,
     modulator: np.ndarray,
     place: tuple[int, int, int, int],
-    count: int,
+    shape: tuple[int, int],
     least: float,
-    rows: np.ndarray,
+    few: np.ndarray,
 ) -> None:  # pragma: no cover
-    """Adjoint of `fold_light`, added to `rows`; over ``|M|^2 + least`` where that is not < 0.
+    """Adjoint of `fold_light`, added to `few`; over ``|M|^2 + least`` where that is not < 0.
 
     M as the whole numbers of `modulator`.
     """
+    weights, held = _weights(across), np.empty((len(few), BLOCK), np.complex64)
+    for first in range(0, shape[1], BLOCK):
+        columns = min(BLOCK, shape[1] - first)
+        held[:] = 0
+        corner = place[0], place[1] + first, place[2], place[3] + first
+        _unfold_rows(field, down, modulator, corner, (shape[0], columns), least, held)
+        _gather(held[:, :columns], weights, len(across), first, few)
+
+
+@_jit
+def _unfold_rows(
+    field: np.ndarray,
+    taps: np.ndarray,
+    modulator: np.ndarray,
+    place: tuple[int, int, int, int],
+    shape: tuple[int, int],
+    least: float,
+    rows: np.ndarray,
+) -> None:  # pragma: no cover
+    """Of `unfold_light`: a block of columns, added to `rows` (m, BLOCK), which are computed."""
     ny, nx = field.shape
-    columns, steps = rows.shape[1], len(taps)
-    target = rows.view(np.float32)
+    count, columns = shape
+    steps, target = len(taps), rows.view(np.float32)
     lines = np.zeros((TOGETHER, columns), np.complex64)
     flat, weights = lines.view(np.float32), np.zeros(TOGETHER, np.float32)
     for first in range(0, count, TOGETHER):
