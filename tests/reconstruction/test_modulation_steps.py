@@ -62,6 +62,19 @@ def test_forward_and_adjoint_belong_together(reach, frame):
     assert there == pytest.approx(back, rel=1e-4)
 
 
+def test_a_crystal_that_moves_is_followed_and_frames_of_others_are_their_own():
+    """The matrices of a frame are kept; those of another shift or walk must not be."""
+    rng = np.random.default_rng(6)
+    operator, wave, shifts = make_operator(rng), noise(rng, 12, 10), [(0.0, 0.0), (3e-8, -2e-8)]
+    seen = [operator.forward(wave, 0, shift) for shift in (*shifts, *shifts)]
+    assert np.abs(seen[1] - seen[0]).max() > 0.1 * np.abs(seen[0]).max()
+    for once, again in zip(seen[:2], seen[2:], strict=True):
+        np.testing.assert_array_equal(again, once)
+    other = operator.for_frames(np.array([(4, -9)]) - operator.window.centre)
+    assert np.abs(other.forward(wave) - seen[0]).max() > 0.1 * np.abs(seen[0]).max()
+    np.testing.assert_array_equal(operator.forward(wave), seen[0])
+
+
 def test_propagation_matches_the_transfer_function_on_a_wide_grid():
     rng = np.random.default_rng(1)
     window = Window((12, 10), (2, -3))

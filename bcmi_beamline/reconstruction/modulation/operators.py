@@ -241,6 +241,7 @@ class FrameOperator:
         film *= np.multiply.outer(*factors).astype(np.complex64)
         self.modulator, self._unit = in_whole_numbers(film)
         self._extent = film.shape
+        self._kept: dict[int, tuple[tuple[float, float], tuple[np.ndarray, np.ndarray]]] = {}
         self._kernels = []
         for axis in (0, 1):
             middle = self.centres[:, axis] - self._walk[:, axis] - window.centre[axis]
@@ -257,6 +258,7 @@ class FrameOperator:
             Where they leave the part of the modulator that is kept.
         """
         other = copy(self)
+        other._kept = {}
         other._walk = np.asarray(walk, int)
         other.centres = other._walk + self.window.centre
         other._first = other.centres - np.array(self.reach) // 2
@@ -277,9 +279,16 @@ class FrameOperator:
         return np.exp(1j * np.pi * y**2 / (self.wavelength * self.distance)).astype(np.complex64)
 
     def _matrices(self, frame: int, shift: Shift) -> tuple[np.ndarray, np.ndarray]:
-        """(K_y, K_x) for frame `frame` of a crystal moved by `shift` (x', y') in metres: the lines computed."""
-        x, y = (0.0, 0.0) if shift is None else shift
-        return self._matrix(frame, 0, -float(y)), self._matrix(frame, 1, float(x))  # rows run to -y'
+        """(K_y, K_x) for frame `frame` of a crystal moved by `shift` (x', y') in metres: the lines computed.
+
+        Those of each frame are kept until it is asked for elsewhere: the way back asks for the same.
+        """
+        moved = (0.0, 0.0) if shift is None else (float(shift[0]), float(shift[1]))
+        kept = self._kept.get(frame)
+        if kept is None or kept[0] != moved:
+            ky, kx = self._matrix(frame, 0, -moved[1]), self._matrix(frame, 1, moved[0])  # rows run to -y'
+            kept = self._kept[frame] = moved, (ky, kx)
+        return kept[1]
 
     def _matrix(self, frame: int, axis: int, shift: float) -> np.ndarray:
         lines = self._lines[axis]
