@@ -65,6 +65,13 @@ class Method(StrEnum):
     published = "bcmi-paper"
 
 
+class Likelihood(StrEnum):
+    """Of counts: of their variance-stabilised square roots, or Poisson's."""
+
+    anscombe = "anscombe"
+    poisson = "poisson"
+
+
 PUBLISHED_PASSES = 300
 """Of `Method.published`, where none are told: it goes slowly."""
 
@@ -423,6 +430,9 @@ def reconstruct(
     generations: Annotated[
         int, typer.Option(min=1, help="bcdi: guided search; trials are crossed with the best so often.")
     ] = 1,
+    likelihood: Annotated[
+        Likelihood, typer.Option(help="bcmi: what the last passes maximise; one is nearly the other.")
+    ] = Likelihood.anscombe,
     coherence: Annotated[bool, typer.Option(help="Fit how coherent the light was.")] = False,
     directory: DirectoryOption = Path("bcmi-data"),
 ) -> None:
@@ -466,6 +476,7 @@ def reconstruct(
                 options = {"iterations": PUBLISHED_PASSES} | options | {"method": "paper"}
             else:
                 options |= {"refine_scale": refine_scale, "coherence": coherence}
+                options["likelihood"] = likelihood.value
             result = modulation.reconstruct(scan, known, progress=progress, **options)
         else:
             from bcmi_beamline.reconstruction import conventional

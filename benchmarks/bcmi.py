@@ -177,6 +177,9 @@ def main() -> None:
     parser.add_argument("--modulator", type=Path, help="a calibrated map instead of the true one")
     parser.add_argument("--start", choices=("random", "probe"), default="random", help="noise or the beam")
     parser.add_argument("--method", choices=("chain", "paper"), default="chain", help="paper: as published")
+    parser.add_argument(
+        "--likelihood", choices=("anscombe", "poisson"), default="anscombe", help="last passes"
+    )
     parser.add_argument("--iterations", type=int, nargs="+", default=[10], help="passes over all frames")
     parser.add_argument("--drift", type=float, default=0.0, help="nm per frame, along x' and along y'")
     parser.add_argument("--jump", type=float, default=0.0, help="nm, once")
@@ -224,7 +227,8 @@ def main() -> None:
             lengths["coherence_cpu_s"] = round(time.process_time() - cpu, 1)
         for seed, iterations in itertools.product(range(arguments.seeds), arguments.iterations):
             stages = Stages()
-            trial = driver.Trial(problem, iterations, seed, arguments.start, drift, arguments.method, sources)
+            ending = driver.Ending(sources, arguments.likelihood == "poisson")
+            trial = driver.Trial(problem, iterations, seed, arguments.start, drift, arguments.method, ending)
             wall, cpu = time.perf_counter(), time.process_time()
             solution = trial(0, stages)
             wall, cpu = time.perf_counter() - wall, time.process_time() - cpu

@@ -401,6 +401,18 @@ def test_a_map_of_right_scale_stays_as_it_is(scan):
     assert correlate(found) > correlate(asis) - 0.002
 
 
+def test_poissons_likelihood_in_the_last_passes_foretells_unseen_pixels_better(scan):
+    modulator = make_modulator(scan.geometry, with_probe=True)
+    options = {"iterations": 8, "start": "probe", "drift": "none"}
+    plain, poisson = (
+        modulation.reconstruct(scan, modulator, likelihood=which, **options)
+        for which in ("anscombe", "poisson")
+    )
+    assert poisson.free_llk[0, -1] < plain.free_llk[0, -1]
+    assert correlate(poisson) > correlate(plain) - 0.002
+    assert poisson.configuration["likelihood"] == "poisson"
+
+
 LENGTH = 0.25e-6
 
 

@@ -170,8 +170,9 @@ def test_near_field_matrix_keeps_the_light(distance, shift):
     assert np.linalg.norm(matrix @ smooth) == pytest.approx(np.linalg.norm(smooth), rel=1e-3)
 
 
+@pytest.mark.parametrize("poisson", [False, True])
 @pytest.mark.parametrize(("neighbour", "background"), [(0.0, 0.0), (0.05, 0.0), (0.05, 20.0)])
-def test_the_direction_is_the_gradient(neighbour, background):
+def test_the_direction_is_the_gradient(neighbour, background, poisson):
     rng = np.random.default_rng(3)
     operator = make_operator(rng, neighbour=neighbour).over(background)
     truth = 8 * noise(rng, 12, 10)
@@ -180,14 +181,17 @@ def test_the_direction_is_the_gradient(neighbour, background):
     target[:4] = -1
     target[10] = -2 - counts[10]
     wave = truth + noise(rng, 12, 10)
-    direction, _, _ = descend(operator, wave, target, 0)
+    if poisson:  # a step is limited where many more counts were seen than are expected
+        expected = operator.intensity(operator.forward(wave))
+        target[counts + 0.375 > 3 * (expected + 0.375)] = -1
+    direction, _, _ = descend(operator, wave, target, 0, poisson=poisson)
     way = noise(rng, 12, 10)
 
     def misfit(t):
-        modulus = np.sqrt(
-            operator.intensity(operator.forward(wave + np.float32(t) * way)).astype(float) + 0.375
-        )
-        return ((modulus - target) ** 2)[target >= 0].sum()
+        seen = operator.intensity(operator.forward(wave + np.float32(t) * way)).astype(float) + 0.375
+        if poisson:
+            return 0.5 * (seen - (counts + 0.375) * np.log(seen))[target >= 0].sum()
+        return ((np.sqrt(seen) - target) ** 2)[target >= 0].sum()
 
     step = 0.02
     slope = (misfit(step) - misfit(-step)) / (2 * step)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
@@ -43,6 +44,7 @@ Progress = Callable[[float, str], None]
 Start = Literal["random", "probe"]
 Drift = Literal["free", "none"]
 Method = Literal["chain", "paper"]
+Likelihood = Literal["anscombe", "poisson"]
 
 SHARED = 0.9
 """Weight of the first mode from which on the best trials are one solution."""
@@ -71,6 +73,20 @@ REJECT = 0.1
 """A trial whose free log-likelihood lies by this part above the best one's is another solution: a bad one."""
 
 
+class Ending(NamedTuple):
+    """What is taken account of when the drift is known, and one wave a frame has brought the crystal near.
+
+    `sources`, of light that is not coherent, for as many passes again (light of a few coherence lengths
+    spoils little of what comes before), and `poisson`, for the last passes: step down Poisson's likelihood.
+    """
+
+    sources: tuple[Source, ...] = ()
+    poisson: bool = False
+
+
+PLAIN = Ending()
+
+
 def central_wave(
     problem: Problem, rng: np.random.Generator, start: Start = "random"
 ) -> tuple[np.ndarray, int]:
@@ -93,7 +109,7 @@ def solve(
     drift: Drift = "free",
     method: Method = "chain",
     report: Progress | None = None,
-    sources: tuple[Source, ...] = (),
+    ending: Ending = PLAIN,
 ) -> Solution:
     """One trial: central wave, chain, phases and drift, all frames together.
 
@@ -111,7 +127,7 @@ def solve(
         As in `reconstruct`.
     report : callable, optional
         Given the fraction of the trial done and a line.
-    sources : tuple of Source
+    ending : Ending
         As for `finish`.
     """
     if method == "paper":
@@ -121,7 +137,7 @@ def solve(
     say(0.0, "central frame")
     central, frame = central_wave(problem, rng, start)
     waves, reached = chain(problem, central, frame, lambda done: say(0.1 + 0.2 * done, "frame by frame"))
-    return conclude(problem, waves, reached, iterations, drift, report, sources)
+    return conclude(problem, waves, reached, iterations, drift, report, ending)
 
 
 def conclude(
@@ -131,7 +147,7 @@ def conclude(
     iterations: int,
     drift: Drift = "free",
     report: Progress | None = None,
-    sources: tuple[Source, ...] = (),
+    ending: Ending = PLAIN,
 ) -> Solution:
     """From solved exit waves to the crystal: phases and drift, all frames together.
 
@@ -140,14 +156,14 @@ def conclude(
     problem : Problem
     waves, reached
         As `chain` returns them.
-    iterations, drift, report, sources
+    iterations, drift, report, ending
         As for `solve`.
     """
     say = report or (lambda *_: None)
     sentinels = places_shown(problem, waves, reached) if drift == "free" else None
     say(0.31, "phases and places of the frames")
     solution = combine(problem, waves, reached, drift == "free", sentinels)
-    return finish(problem, solution, iterations, drift, sentinels, report, sources)
+    return finish(problem, solution, iterations, drift, sentinels, report, ending)
 
 
 def places_shown(
@@ -167,7 +183,7 @@ def finish(
     drift: Drift = "free",
     sentinels: tuple[np.ndarray, np.ndarray] | None = None,
     report: Progress | None = None,
-    sources: tuple[Source, ...] = (),
+    ending: Ending = PLAIN,
 ) -> Solution:
     """All frames together, from a crystal that is nearly right.
 
@@ -180,9 +196,8 @@ def finish(
         As for `solve`.
     sentinels : (shifts, after), optional
         From `places_shown`.
-    sources : tuple of Source
-        Of light that is not coherent. They wait until the drift is known: what comes before takes one wave a
-        frame, and light of a few coherence lengths spoils it little.
+    ending : Ending
+        Of the last passes.
     """
     after, moving = _progress(problem, iterations, report, tighten=True), drift == "free"
     pixels = np.zeros((2, 2)) if solution.shifts is None else solution.shifts / problem.metres_per_pixel
@@ -203,13 +218,14 @@ def finish(
         solution = evened_out(problem, solution, sentinels, together)
     if iterations > settle:
         problem, solution = over_background(problem, solution, together)
-    if sources:
-        problem = problem.lit_by(sources)
+    if ending.sources:
+        problem = problem.lit_by(ending.sources)
         solution = joined(solution, refine(problem, copy_of(solution), iterations, subsets=SUBSETS))
-    held = refine(problem, copy_of(solution), settle, after)
+    settled = partial(refine, iterations=settle, poisson=ending.poisson)
+    held = settled(problem, copy_of(solution), after=after)
     if settle < SETTLE or not problem.free_count:
         return joined(solution, held)
-    freed = refine(problem, copy_of(solution), settle, fit_brightness=True)
+    freed = settled(problem, copy_of(solution), fit_brightness=True)
     return joined(solution, freed if freed.score < (1 - GAIN) * held.score else held)
 
 
@@ -289,7 +305,7 @@ class Trial:
     start: Start
     drift: Drift
     method: Method
-    sources: tuple[Source, ...] = ()
+    ending: Ending = PLAIN
     outcome: ClassVar[type] = Solution
 
     def settings(self) -> dict[str, Any]:
@@ -303,7 +319,8 @@ class Trial:
             "start": self.start,
             "drift": self.drift,
             "method": self.method,
-            "sources": fingerprint(*(array for source in self.sources for array in source)),
+            "sources": fingerprint(*(array for source in self.ending.sources for array in source)),
+            "poisson": self.ending.poisson,
         }
 
     def __call__(self, number: int, report: Progress | None) -> Solution:
@@ -311,7 +328,7 @@ class Trial:
         rng = np.random.default_rng((self.seed, number))
         with one_thread_per_product():
             return solve(
-                self.problem, self.iterations, rng, self.start, self.drift, self.method, report, self.sources
+                self.problem, self.iterations, rng, self.start, self.drift, self.method, report, self.ending
             )
 
 
@@ -329,6 +346,7 @@ def reconstruct(
     drift: Drift = "free",
     refine_scale: bool = False,
     coherence: bool | tuple[float, float] = False,
+    likelihood: Likelihood = "anscombe",
     free_fraction: float = 0.05,
     workers: int = 1,
     scheduler: str | None = None,
@@ -368,6 +386,9 @@ def reconstruct(
     coherence : bool, or (x, y)
         Coherence lengths of the light at the crystal across the incident beam, m, inf where it is coherent;
         True: find them from a crystal that is reconstructed for it before the trials (`find_coherence`).
+    likelihood : {"anscombe", "poisson"}
+        What the last two passes step down: the variance-stabilised misfit of those before, or Poisson's
+        negative log-likelihood.
     free_fraction : float
         Part of the pixels kept free to judge by.
     workers, scheduler, folder
@@ -408,7 +429,8 @@ def reconstruct(
     if coherence:
         given = None if coherence is True else coherence
         light, sources = light_of(scan, problem, given, lambda problem: pilot(problem, scales))
-    trial = Trial(problem, iterations, seed, start, drift, method, sources)
+    ending = Ending(sources, poisson=likelihood == "poisson")
+    trial = Trial(problem, iterations, seed, start, drift, method, ending)
     configuration = {
         "method": "bcmi" if method == "chain" else "bcmi-paper",
         "trials": trials,
@@ -421,6 +443,7 @@ def reconstruct(
         "modulator_run_uid": modulator.metadata.get("run_uid"),
         "modulator_scale": scale.factor,
         "modulator_scale_error": scale.error if np.isfinite(scale.error) else None,
+        "likelihood": likelihood,
         "coherence": coherence if isinstance(coherence, bool) else list(coherence),
         "coherence_length": [length if np.isfinite(length) else None for length in light.lengths],
         "thickness": problem.thickness,

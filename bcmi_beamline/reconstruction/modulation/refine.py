@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -160,6 +161,7 @@ class Problem:
         shifts: np.ndarray | None,
         update: Update | None = None,
         frames: np.ndarray | None = None,
+        poisson: bool = False,
     ) -> tuple[np.ndarray, float, float]:
         """`update`, by default `descend`, for `frames`, by default all trusted ones, of `waves`.
 
@@ -167,6 +169,8 @@ class Problem:
         ----------
         waves : ndarray, (J, ny, nx) or (J, n, ny, nx)
             As `Problem.waves`; those of several sources are updated by `descend_together`.
+        poisson : bool
+            Of these two: step down Poisson's likelihood.
 
         Returns
         -------
@@ -178,7 +182,7 @@ class Problem:
             Free log-likelihood, summed.
         """
         directions = np.zeros_like(waves)
-        update = update or (descend_together if self.sources else descend)
+        update = update or partial(descend_together if self.sources else descend, poisson=poisson)
 
         def one(j: int) -> tuple[float, float]:
             moved = None if shifts is None else shifts[j]
@@ -239,6 +243,7 @@ def refine(
     after: Callable[[int, Solution], None] | None = None,
     subsets: int = 1,
     fit_brightness: bool = False,
+    poisson: bool = False,
 ) -> Solution:
     """Nesterov-accelerated descent of the crystal within its support, restarted when the misfit rises.
 
@@ -259,6 +264,8 @@ def refine(
         part in `subsets` of the field along zeta, since it is then sampled well enough by these alone.
     fit_brightness : bool
         Also fit how much light each frame had, by Newton steps from the same derivatives.
+    poisson : bool
+        Step down Poisson's likelihood instead, from a crystal that is nearly right (`modulus_step`).
     """
     told = problem.amplitude
     if solution.brightness is not None:
@@ -269,7 +276,7 @@ def refine(
         misfit = free = 0.0
         for frames in parts:
             waves = problem.waves(ahead)
-            directions, seen, unseen = problem.descent(waves, solution.shifts, frames=frames)
+            directions, seen, unseen = problem.descent(waves, solution.shifts, frames=frames, poisson=poisson)
             misfit, free = misfit + seen, free + unseen
             following = (ahead + np.float32(subsets) * problem.back(directions)) * solution.support
             age += 1

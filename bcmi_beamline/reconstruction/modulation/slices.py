@@ -121,7 +121,12 @@ def _free_part(counts: np.ndarray, target: np.ndarray) -> float:  # pragma: no c
 
 @_jit
 def _factors(
-    psi: np.ndarray, target: np.ndarray, neighbour: float, background: float, factor: np.ndarray
+    psi: np.ndarray,
+    target: np.ndarray,
+    neighbour: float,
+    background: float,
+    poisson: bool,
+    factor: np.ndarray,
 ) -> tuple[float, float]:  # pragma: no cover
     """Of `modulus_step`: the factor f of every pixel, the misfit and the free log-likelihood.
 
@@ -129,7 +134,7 @@ def _factors(
     """
     ny, nx = psi.shape
     w, middle, dark = np.float32(neighbour), np.float32(1 - 2 * neighbour), np.float32(background)
-    one, zero, offset = np.float32(1), np.float32(0), np.float32(0.375)
+    one, zero, half, offset = np.float32(1), np.float32(0), np.float32(0.5), np.float32(0.375)
     power, line = np.empty((3, nx), np.float32), np.empty(nx + 2, np.float32)
     counts = np.empty(nx, np.float32)
     misfit, free = 0.0, 0.0
@@ -148,6 +153,10 @@ def _factors(
             change = used * (seen[column] / np.sqrt(expected) - one)
             part += expected * change * change  # (sqrt(I_c + 3/8) - sqrt(I_o + 3/8))^2 without its root
             out[column] = change
+        if poisson:
+            for column in range(nx):
+                excess = seen[column] * seen[column] / (counts[column] + offset) - one
+                out[column] = min(half * excess, one) if seen[column] >= zero else zero
         misfit += part
         free += _free_part(counts, seen)
     return misfit, free  # pyright: ignore[reportReturnType]
@@ -155,13 +164,17 @@ def _factors(
 
 @_jit
 def modulus_step(
-    psi: np.ndarray, target: np.ndarray, neighbour: float, background: float = 0.0
+    psi: np.ndarray,
+    target: np.ndarray,
+    neighbour: float,
+    background: float = 0.0,
+    poisson: bool = False,
 ) -> tuple[float, float]:  # pragma: no cover
-    """Turn a detector wave into the descent direction of the variance-stabilised misfit, in place.
+    """Turn a detector wave into a descent direction, in place.
 
-    The misfit is ``L = sum (sqrt(I_c + 3/8) - sqrt(I_o + 3/8))^2`` over the pixels in use, with I_c the
-    intensity integrated over the pixel, ``I_c = S |psi|^2 + b``. Its descent direction is ``-dL/d psi* =
-    psi S^T f`` with ``f = sqrt(I_o + 3/8) / sqrt(I_c + 3/8) - 1``, 0 elsewhere.
+    The variance-stabilised misfit is ``L = sum (sqrt(I_c + 3/8) - sqrt(I_o + 3/8))^2`` over the pixels in
+    use, with I_c the intensity integrated over the pixel, ``I_c = S |psi|^2 + b``. Its descent direction is
+    ``-dL/d psi* = psi S^T f`` with ``f = sqrt(I_o + 3/8) / sqrt(I_c + 3/8) - 1``, 0 elsewhere.
 
     Parameters
     ----------
@@ -172,16 +185,20 @@ def modulus_step(
         Of the stencil S, `integrate_pixels`.
     background : float
         Counts b per pixel that no wave makes.
+    poisson : bool
+        Step down ``sum (I_c - (I_o + 3/8) log(I_c + 3/8)) / 2``, Poisson's negative log-likelihood of
+        ``I + 3/8``: ``f = ((I_o + 3/8) / (I_c + 3/8) - 1) / 2``, at most 1. Near the counts it is the same
+        step; it does not underrate few counts, of which the square root is no longer stable.
 
     Returns
     -------
     misfit, free : float
-        Misfit L, and the free log-likelihood summed over the free pixels.
+        Misfit L, variance-stabilised, and the free log-likelihood summed over the free pixels.
     """
     ny, nx = psi.shape
     w, middle = np.float32(neighbour), np.float32(1 - 2 * neighbour)
     factor, line = np.empty((ny, nx), np.float32), np.empty(nx + 2, np.float32)
-    misfit, free = _factors(psi, target, neighbour, background, factor)
+    misfit, free = _factors(psi, target, neighbour, background, poisson, factor)
     for row in range(ny):
         weigh_rows(factor[(row - 1) % ny], factor[row], factor[(row + 1) % ny], neighbour, line)
         here = psi[row]
@@ -197,6 +214,7 @@ def descend(
     target: np.ndarray,
     frame: int,
     shift: np.ndarray | None = None,
+    poisson: bool = False,
 ) -> tuple[np.ndarray, float, float]:
     """Descent step at one exit wave (ny, nx), and the sums of `modulus_step`.
 
@@ -204,7 +222,7 @@ def descend(
     1 but for a map that rings.
     """
     psi = operator.forward(wave, frame, shift)
-    misfit, free = modulus_step(psi, target, operator.neighbour, operator.background)
+    misfit, free = modulus_step(psi, target, operator.neighbour, operator.background, poisson)
     return operator.step * operator.adjoint(psi, frame, shift), misfit, free
 
 
@@ -214,6 +232,7 @@ def descend_together(
     target: np.ndarray,
     frame: int,
     shift: np.ndarray | None = None,
+    poisson: bool = False,
 ) -> tuple[np.ndarray, float, float]:
     """As `descend`, for exit waves (n, ny, nx) whose intensities add up, ``I_c = S sum_n |psi_n|^2 + b``.
 
@@ -222,7 +241,7 @@ def descend_together(
     psi = np.stack([operator.forward(wave, frame, shift) for wave in waves])
     modulus = np.sqrt((np.real(psi) ** 2 + np.imag(psi) ** 2).sum(axis=0) + np.finfo(np.float32).tiny)
     all_in_one = modulus.astype(np.complex64)
-    misfit, free = modulus_step(all_in_one, target, operator.neighbour, operator.background)
+    misfit, free = modulus_step(all_in_one, target, operator.neighbour, operator.background, poisson)
     psi *= np.real(all_in_one) / modulus
     ways = [operator.adjoint(one, frame, shift) for one in psi]
     return operator.step * np.stack(ways), misfit, free
