@@ -72,6 +72,9 @@ class Likelihood(StrEnum):
     poisson = "poisson"
 
 
+AGREED = 0.9
+"""Weight of the first mode of the best trials below which they are not one solution."""
+
 PUBLISHED_PASSES = 300
 """Of `Method.published`, where none are told: it goes slowly."""
 
@@ -485,6 +488,22 @@ def reconstruct(
             result = conventional.reconstruct(scan, progress=progress, recipe=recipe, **options)
     data.write_reconstruction(output, result, crystal_frame(result))
     print(f"{output}: {result!r}")
+    _judge(result)
+
+
+def _judge(result: Any) -> None:
+    """Tell what a reconstruction says of itself, and that its trials disagree where they do."""
+    best = min(result.metadata.get("trial_scores") or result.free_llk[:, -1])
+    noise, weights = result.metadata.get("noise_score"), result.mode_weights
+    beside = "" if noise is None else f"; counting noise alone would leave {noise:.3f}"
+    print(f"free log-likelihood {best:.3f}{beside}")
+    if weights is not None and len(weights) > 1:
+        print(f"the best {len(weights)} trials have {100 * weights[0]:.1f} % in common")
+        if weights[0] < AGREED:
+            hint = (
+                ": do these frames belong to this modulator?" if noise is not None else ": try more of them"
+            )
+            print(f"bcmi: the best trials disagree{hint}", file=sys.stderr)
 
 
 def _follow(source: str, output: Path, modulator: Path, directory: Path, options: dict[str, Any]) -> None:
@@ -523,6 +542,7 @@ def _follow(source: str, output: Path, modulator: Path, directory: Path, options
         raise
     data.write_reconstruction(output, latest[0], crystal_frame(latest[0]))
     print(f"{output}: {latest[0]!r}")
+    _judge(latest[0])
 
 
 @app.command()

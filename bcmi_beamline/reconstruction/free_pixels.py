@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
+from scipy import stats
 
 
 def free_pixels(
@@ -104,3 +107,27 @@ def log_likelihood(observed: np.ndarray, model: np.ndarray, select: np.ndarray |
     expected = np.maximum(np.asarray(model, float), 1e-6)
     ratio = np.where(seen > 0, seen, 1.0) / np.where(seen > 0, expected, 1.0)
     return float((expected - seen + seen * np.log(ratio)).mean())
+
+
+def expected_log_likelihood(model: np.ndarray) -> float:
+    """What `log_likelihood` is on average where `model` is right and the counts are Poisson's.
+
+    About 0.5 at high counts, far less where there are few: what a free log-likelihood is to be held against.
+
+    Parameters
+    ----------
+    model : ndarray
+        Calculated intensities.
+    """
+    at, mean = _deviance()
+    return float(np.interp(np.log(np.maximum(model, 1e-6)), at, mean).mean()) if model.size else float("nan")
+
+
+@cache
+def _deviance() -> tuple[np.ndarray, np.ndarray]:
+    """Mean of ``I_c - I_o + I_o ln(I_o / I_c)`` over Poisson's counts I_o, at values of ln I_c."""
+    at = np.linspace(np.log(1e-6), np.log(1e3), 400)  # at its end 0.5 to 1e-4
+    counts = np.arange(1, 1500)
+    expected = np.exp(at)[:, None]
+    gain = counts * (np.log(counts) - at[:, None])
+    return at, (stats.poisson.pmf(counts, expected) * gain).sum(axis=1)  # the mean of I_c - I_o is 0

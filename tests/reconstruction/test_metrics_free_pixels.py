@@ -3,7 +3,11 @@
 import numpy as np
 import pytest
 
-from bcmi_beamline.reconstruction.free_pixels import free_pixels, log_likelihood
+from bcmi_beamline.reconstruction.free_pixels import (
+    expected_log_likelihood,
+    free_pixels,
+    log_likelihood,
+)
 
 
 @pytest.mark.parametrize("shape", [(128, 160), (40, 64, 72)])
@@ -56,3 +60,18 @@ def test_log_likelihood_of_the_truth_is_a_half_and_the_least():
 def test_log_likelihood_where_nothing_was_counted():
     assert log_likelihood(np.zeros(4), np.full(4, 0.3)) == pytest.approx(0.3)
     assert np.isnan(log_likelihood(np.zeros(4), np.ones(4), np.zeros(4, bool)))
+
+
+@pytest.mark.parametrize("counts", [0.02, 0.7, 4.0, 60.0, 5000.0])
+def test_the_log_likelihood_of_a_right_model_is_what_is_expected(counts):
+    rng = np.random.default_rng(2)
+    model = np.full(400_000, counts)
+    seen = [log_likelihood(rng.poisson(model), model) for _ in range(4)]
+    assert expected_log_likelihood(model) == pytest.approx(np.mean(seen), rel=0.02)
+
+
+def test_expected_log_likelihoods_of_pixels_are_averaged():
+    assert expected_log_likelihood(np.array([0.05, 60.0])) == pytest.approx(
+        (expected_log_likelihood(np.array([0.05])) + expected_log_likelihood(np.array([60.0]))) / 2
+    )
+    assert np.isnan(expected_log_likelihood(np.array([])))

@@ -401,6 +401,16 @@ def test_a_map_of_right_scale_stays_as_it_is(scan):
     assert correlate(found) > correlate(asis) - 0.002
 
 
+def test_a_result_tells_what_counting_noise_alone_would_leave(scan):
+    modulator = make_modulator(scan.geometry, with_probe=True)
+    options = {"iterations": 8, "start": "probe", "drift": "none"}
+    right = modulation.reconstruct(scan, modulator, **options)
+    turned = replace(modulator, transmission=modulator.transmission[::-1, ::-1].copy())
+    wrong = modulation.reconstruct(scan, turned, **options)
+    assert right.metadata["trial_scores"][0] == pytest.approx(right.metadata["noise_score"], rel=0.2)
+    assert wrong.metadata["trial_scores"][0] / wrong.metadata["noise_score"] > 2
+
+
 def test_poissons_likelihood_in_the_last_passes_foretells_unseen_pixels_better(scan):
     modulator = make_modulator(scan.geometry, with_probe=True)
     options = {"iterations": 8, "start": "probe", "drift": "none"}

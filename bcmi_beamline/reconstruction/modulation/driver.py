@@ -29,6 +29,7 @@ from bcmi_beamline.reconstruction.modulation.refine import (
     Source,
     copy_of,
     dark_counts,
+    noise_score,
     refine,
 )
 from bcmi_beamline.reconstruction.modulation.scale import PILOTS, Scale, rescale
@@ -451,7 +452,7 @@ def reconstruct(
     }
 
     def combined(solutions: list[Solution]) -> Reconstruction:
-        return make_result(scan, problem, solutions, configuration)
+        return make_result(scan, problem.lit_by(sources), solutions, configuration)
 
     solutions = run_trials(
         trial,
@@ -515,6 +516,7 @@ def make_result(
         metadata={
             **scan.metadata,
             "trial_scores": [float(s.score) for s in solutions],
+            "noise_score": noise_score(problem, best),
             "trials_rejected": len(ranked) - len(kept),
             "background_counts": float(best.background),
             "border": [

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bcmi_beamline.reconstruction.fourier import fft2, ifft2
+from bcmi_beamline.reconstruction.free_pixels import expected_log_likelihood
 from bcmi_beamline.reconstruction.modulation.operators import (
     FrameOperator,
     RockingOperator,
@@ -311,6 +312,26 @@ def brightened(problem: Problem, waves: np.ndarray, directions: np.ndarray, fram
     amplitude = problem.amplitude.copy()
     amplitude[frames] *= (1 + change).astype(np.float32)
     return amplitude
+
+
+def noise_score(problem: Problem, solution: Solution) -> float:
+    """Free log-likelihood that counting noise alone would leave, were the solution right.
+
+    What its own is to be held against: half as much again says that something does not fit. nan where no
+    pixels are free.
+    """
+    waves, shifts = problem.waves(solution.image), solution.shifts
+    several = waves if problem.sources else waves[:, None]
+    if solution.brightness is not None:
+        several = solution.brightness[:, None, None, None] * several
+
+    def expected(j: int) -> np.ndarray:
+        moved, light = None if shifts is None else shifts[j], problem.operator.over(0.0)
+        counts = np.sum([light.intensity(light.forward(w, j, moved)) for w in several[j]], axis=0)
+        return counts[problem.targets[j] <= -2] + solution.background
+
+    free = [j for j in problem.frames if (problem.targets[j] <= -2).any()]
+    return expected_log_likelihood(np.concatenate(each(expected, free))) if free else float("nan")
 
 
 def dark_counts(problem: Problem, solution: Solution) -> float:
