@@ -426,6 +426,12 @@ def reconstruct(
             "--refine-scale", help="bcmi: let the frames correct the scale of the modulator's map, and of d1."
         ),
     ] = False,
+    refine_distance: Annotated[
+        bool,
+        typer.Option(
+            "--refine-distance", help="bcmi: find d1 where the crystal is most even; for one density only."
+        ),
+    ] = False,
     support: Annotated[
         Path | None,
         typer.Option(help="A result file whose support is taken as known; in bcmi it may shrink."),
@@ -451,10 +457,11 @@ def reconstruct(
         raise ValueError("--generations belongs to bcdi; leave it or --modulator")
     if follow and (support is not None or coherence):
         raise ValueError("--support and --coherence are for a finished scan: leave --follow")
-    if chosen is Method.published and (refine_scale or coherence):
-        raise ValueError("--refine-scale and --coherence belong to bcmi: leave them or --method bcmi-paper")
-    if refine_scale and (follow or chosen is not Method.bcmi):
-        raise ValueError("--refine-scale is for bcmi on a finished scan: give --modulator, leave --follow")
+    refined = refine_scale or refine_distance
+    if chosen is Method.published and (refined or coherence):
+        raise ValueError("--refine-... and --coherence belong to bcmi: leave them or --method bcmi-paper")
+    if refined and (follow or chosen is not Method.bcmi):
+        raise ValueError("--refine-... is for bcmi on a finished scan: give --modulator, leave --follow")
     if follow:
         if chosen is not Method.bcmi or modulator is None:
             raise ValueError("--follow is for bcmi: give --modulator FILE")
@@ -478,8 +485,8 @@ def reconstruct(
             if chosen is Method.published:
                 options = {"iterations": PUBLISHED_PASSES} | options | {"method": "paper"}
             else:
-                options |= {"refine_scale": refine_scale, "coherence": coherence}
-                options["likelihood"] = likelihood.value
+                options |= {"refine_scale": refine_scale, "refine_distance": refine_distance}
+                options |= {"coherence": coherence, "likelihood": likelihood.value}
             result = modulation.reconstruct(scan, known, progress=progress, **options)
         else:
             from bcmi_beamline.reconstruction import conventional

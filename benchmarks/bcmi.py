@@ -5,6 +5,7 @@
     python benchmarks/bcmi.py paper-ls --modulator modulator.cxi --seeds 100
     python benchmarks/bcmi.py paper-ls --modulator modulator.cxi --start probe --iterations 2 10
     python benchmarks/bcmi.py paper-hs --scale 1.002 --refine-scale
+    python benchmarks/bcmi.py paper-hs --distance 10 --refine-distance
     python benchmarks/bcmi.py paper-ls --nuisance angle_jitter_deg=0.001
     python benchmarks/bcmi.py paper-ls --nuisance coherence_modes=5 'coherence_length_um=[0.35,6]' --coherence
     python benchmarks/bcmi.py paper-ls --method paper --iterations 300
@@ -22,6 +23,7 @@ import itertools
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +33,7 @@ from bcmi_beamline.data import read_modulator
 from bcmi_beamline.reconstruction.fourier import fft2, ifft2
 from bcmi_beamline.reconstruction.metrics import compare
 from bcmi_beamline.reconstruction.modulation import driver
+from bcmi_beamline.reconstruction.modulation.distance import refocused
 from bcmi_beamline.reconstruction.modulation.prepare import prepare
 from bcmi_beamline.reconstruction.modulation.refine import Problem, Solution
 from bcmi_beamline.reconstruction.modulation.scale import rescale, scaled
@@ -43,7 +46,7 @@ FIELD = 900
 """Pixels along an edge of the modulator's map: 20 um."""
 
 PILOT_SEED = 99
-"""Of the trials that the scale of the map, or the coherence of the light, is found from."""
+"""Of the trials that scale or distance of the map, or the coherence of the light, is found from."""
 
 
 def with_nuisances(preset: Preset, changes: list[str]) -> Preset:
@@ -186,6 +189,8 @@ def main() -> None:
     parser.add_argument("--sentinels", type=int, default=0, help="a frame at the peak after every so many")
     parser.add_argument("--scale", type=float, default=1.0, help="factor by which map and d1 are made wrong")
     parser.add_argument("--refine-scale", action="store_true", help="correct it from the frames")
+    parser.add_argument("--distance", type=float, default=0.0, help="um by which d1 is made wrong")
+    parser.add_argument("--refine-distance", action="store_true", help="correct it from the crystal")
     parser.add_argument("--coherence", action="store_true", help="find how coherent the light was")
     parser.add_argument(
         "--nuisance", nargs="+", default=[], metavar="NAME=JSON", help="of the preset, changed"
@@ -204,6 +209,8 @@ def main() -> None:
         else:
             modulator = read_modulator(path)
         modulator = scaled(modulator, arguments.scale)
+        wrong = modulator.sample_distance + 1e-6 * arguments.distance
+        modulator = replace(modulator, sample_distance=wrong)
         wall, cpu = time.perf_counter(), time.process_time()
         with one_thread_per_product():
             problem = prepare(scan, modulator)
@@ -219,10 +226,15 @@ def main() -> None:
                 problem, modulator, told = rescale(scan, modulator, problem, pilot)
             scale = {"scale": round(told.factor, 5), "scale_error": round(told.error, 5)}
             scale["scale_cpu_s"] = round(time.process_time() - cpu, 1)
+        if arguments.refine_distance:
+            cpu = time.process_time()
+            problem, modulator, focus = refocused(scan, modulator, problem, pilot)
+            scale["d1_um"] = [round(1e6 * d, 2) for d in (modulator.sample_distance, focus.error)]
+            scale["d1_cpu_s"] = round(time.process_time() - cpu, 1)
         sources, lengths = (), {}
         if arguments.coherence:
             cpu = time.process_time()
-            light, sources = driver.light_of(scan, problem, None, lambda lit: pilot(lit, 0))
+            light, sources = driver.found_light(scan, problem, pilot)
             lengths = {"coherence_um": [round(1e6 * length, 3) for length in light.lengths]}
             lengths["coherence_cpu_s"] = round(time.process_time() - cpu, 1)
         for seed, iterations in itertools.product(range(arguments.seeds), arguments.iterations):

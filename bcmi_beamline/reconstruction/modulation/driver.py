@@ -18,6 +18,7 @@ from bcmi_beamline.reconstruction.modulation.coherence import (
     IncidentLight,
     find_coherence,
 )
+from bcmi_beamline.reconstruction.modulation.distance import DISTANCE_PILOTS, Focus, refocused
 from bcmi_beamline.reconstruction.modulation.drift import DriftFollower, sentinel_shifts, usual_step
 from bcmi_beamline.reconstruction.modulation.operators import (
     Window,
@@ -32,7 +33,7 @@ from bcmi_beamline.reconstruction.modulation.refine import (
     noise_score,
     refine,
 )
-from bcmi_beamline.reconstruction.modulation.scale import PILOTS, Scale, rescale
+from bcmi_beamline.reconstruction.modulation.scale import SCALE_PILOTS, Scale, rescale
 from bcmi_beamline.reconstruction.modulation.slices import (
     solve_from_noise,
 )
@@ -346,6 +347,7 @@ def reconstruct(
     start: Start = "random",
     drift: Drift = "free",
     refine_scale: bool = False,
+    refine_distance: bool = False,
     coherence: bool | tuple[float, float] = False,
     likelihood: Likelihood = "anscombe",
     free_fraction: float = 0.05,
@@ -384,6 +386,9 @@ def reconstruct(
     refine_scale : bool
         Find the scale of the map, and of d1 with it, from a crystal that is reconstructed for it before the
         trials; they go through the corrected map where the scale is told (`find_scale`).
+    refine_distance : bool
+        Find d1, the map being right, where crystals that are reconstructed for it before the trials are most
+        even (`refocused`): for crystals of one density.
     coherence : bool, or (x, y)
         Coherence lengths of the light at the crystal across the incident beam, m, inf where it is coherent;
         True: find them from a crystal that is reconstructed for it before the trials (`find_coherence`).
@@ -416,20 +421,26 @@ def reconstruct(
     options = {"free_fraction": free_fraction, "seed": seed}
     with one_thread_per_product():
         problem = prepare(scan, modulator, support=support, **options)
-    scales, lights = PILOTS if refine_scale else 0, 1 if coherence is True else 0
-    share = 1 / (trials + scales + lights)
 
-    def pilot(problem: Problem, n: int) -> Solution:
-        name = "scale of the map: " if n < scales else "coherence: "
-        report = between(progress, n * share, (n + 1) * share, name)
+    def solve_first(problem: Problem, n: int, report: Progress | None) -> Solution:
         return Trial(problem, iterations, seed, start, drift, "chain")(trials + n, report)
 
-    scale, light, sources = Scale(1.0, np.inf), COHERENT, ()
+    wanted = {
+        "scale of the map": SCALE_PILOTS * refine_scale,
+        "distance of the map": DISTANCE_PILOTS * refine_distance,
+        "coherence": int(coherence is True),
+    }
+    pilots = Pilots(wanted, trials, solve_first, progress)
+    scale, focus, light, sources = Scale(1.0, np.inf), Focus(0.0, np.inf), COHERENT, ()
     if refine_scale:
-        problem, modulator, scale = rescale(scan, modulator, problem, pilot)
-    if coherence:
-        given = None if coherence is True else coherence
-        light, sources = light_of(scan, problem, given, lambda problem: pilot(problem, scales))
+        problem, modulator, scale = rescale(scan, modulator, problem, pilots("scale of the map"))
+    if refine_distance:
+        problem, modulator, focus = refocused(scan, modulator, problem, pilots("distance of the map"))
+    if coherence is True:
+        light, sources = found_light(scan, problem, pilots("coherence"))
+    elif coherence:
+        light = Coherence(coherence, np.nan)
+        sources = IncidentLight(problem, scan.geometry, problem.region).sources(coherence)
     ending = Ending(sources, poisson=likelihood == "poisson")
     trial = Trial(problem, iterations, seed, start, drift, method, ending)
     configuration = {
@@ -439,8 +450,10 @@ def reconstruct(
         "start": start,
         "drift": drift,
         "refine_scale": refine_scale,
+        "refine_distance": refine_distance,
         **options,
         "modulator_distance": modulator.sample_distance,
+        "modulator_distance_error": focus.error if np.isfinite(focus.error) else None,
         "modulator_run_uid": modulator.metadata.get("run_uid"),
         "modulator_scale": scale.factor,
         "modulator_scale_error": scale.error if np.isfinite(scale.error) else None,
@@ -460,24 +473,58 @@ def reconstruct(
         workers=workers,
         scheduler=scheduler,
         folder=folder,
-        progress=between(progress, (scales + lights) * share, 1.0),
+        progress=between(progress, pilots.part, 1.0),
         found=(lambda some: show(combined(some))) if show is not None else None,
     )
     return combined(solutions)
 
 
-def light_of(
-    scan: RockingScan,
-    problem: Problem,
-    lengths: tuple[float, float] | None,
-    pilot: Callable[[Problem], Solution],
+class Pilots:
+    """Crystals that are solved before the trials, from noise of their own, to find something from.
+
+    Parameters
+    ----------
+    wanted : dict
+        How many at most for each purpose, in order.
+    trials : int
+        That follow.
+    solve : callable
+        Makes the n-th crystal of a problem, n and a report.
+    progress : callable, optional
+        Given the fraction of pilots and trials that is done, and a line.
+    """
+
+    def __init__(
+        self,
+        wanted: dict[str, int],
+        trials: int,
+        solve: Callable[[Problem, int, Progress | None], Solution],
+        progress: Progress | None,
+    ):
+        self._names = [name for name, count in wanted.items() for _ in range(count)]
+        self._share = 1 / (trials + len(self._names))
+        self._solve, self._progress = solve, progress
+        self.part = len(self._names) * self._share
+        """Of pilots and trials together."""
+
+    def __call__(self, purpose: str) -> Callable[[Problem, int], Solution]:
+        """Makes the n-th crystal for a purpose."""
+        first = self._names.index(purpose)
+
+        def solve(problem: Problem, n: int) -> Solution:
+            begun = (first + n) * self._share
+            report = between(self._progress, begun, begun + self._share, f"{purpose}: ")
+            return self._solve(problem, first + n, report)
+
+        return solve
+
+
+def found_light(
+    scan: RockingScan, problem: Problem, solve: Callable[[Problem, int], Solution]
 ) -> tuple[Coherence, tuple[Source, ...]]:
-    """Coherence of the light, and the points of its source; from the frames where no lengths are given."""
-    if lengths is not None:
-        light = IncidentLight(problem, scan.geometry, problem.region)
-        return Coherence(lengths, np.nan), light.sources(lengths)
+    """Coherence of the light, from a crystal that `solve` makes for it, and the points of its source."""
     with one_thread_per_product():
-        solution = pilot(problem)
+        solution = solve(problem, 0)
         light = IncidentLight(problem, scan.geometry, solution.support)
         found = find_coherence(problem, solution, light)
     return found, light.sources(found.lengths)

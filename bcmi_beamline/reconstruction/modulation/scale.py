@@ -29,7 +29,7 @@ PASSES = 4
 STEP = 1e-3
 """Between the three scales of a round."""
 
-PILOTS = 3
+SCALE_PILOTS = 3
 """Crystals that are solved for it, at most, each through the map that the one before has corrected."""
 
 ROUNDS = 5
@@ -131,7 +131,7 @@ def rescale(
         return made.operator_on(problem.operator.window)
 
     with one_thread_per_product():
-        for n in range(PILOTS):
+        for n in range(SCALE_PILOTS):
             last = find_scale(problem, solve(problem, n), operator_at)
             if not last.told:
                 break
