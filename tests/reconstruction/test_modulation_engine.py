@@ -328,6 +328,8 @@ def test_what_does_not_fit_together_is_refused_in_one_line(scan):
         (scan, replace(modulator, pixel_size=1e-6), {}, "too far apart"),
         (scan, modulator, {"start": "probe"}, "calibrated beam"),
         (scan, modulator, {"trials": 0}, "at least"),
+        (scan, modulator, {"coherence": (1e-6, 0.0)}, "coherence lengths must be positive"),
+        (scan, modulator, {"coherence": True, "method": "paper"}, "coherent light"),
     ]
     for data, known, options, words in cases:
         with pytest.raises(ValueError, match=words) as error:

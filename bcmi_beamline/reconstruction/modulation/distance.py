@@ -1,8 +1,8 @@
 """Distance from crystal to modulator, by the homogeneity of the crystal.
 
 Counts hardly tell d1: waves that left the crystal pass for waves that left a plane beside it, and the misfit
-may even fall. But what is found in that plane is the crystal out of focus, and walking with the rocking angle.
-Brought back into focus, its modulus is most even: a crystal is all of one density.
+may even fall. But what is found in that plane is the crystal out of focus, and walking with the rocking
+angle. Brought back into focus, its modulus is most even: a crystal is all of one density.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def find_focus(problem: Problem, solution: Solution) -> Focus:
 
 
 def _least(value: Callable[[float], float], farthest: float) -> float:
-    """Where `value` is least between minus and plus `farthest`, m: on a grid first, then by R. Brent's search."""
+    """Where `value` is least between minus and plus `farthest`, m: on a grid, then by R. Brent's search."""
     step = min(COARSE, farthest / 2)
     tried = np.arange(-farthest, farthest + step / 2, step)
     best = tried[int(np.argmin([value(d) for d in tried]))]
@@ -143,13 +143,13 @@ def refocused(
             told.append((modulator.sample_distance, focus.distance))
             if abs(focus.distance) < SETTLED or n == DISTANCE_PILOTS - 1:
                 break
-            modulator = replace(modulator, sample_distance=_next(told))
+            modulator = replace(modulator, sample_distance=next_distance(told))
             made = optics(scan, modulator, scan.angles_deg, (border[0], border[1]))
             problem = problem.through(made.operator_on(problem.operator.window))
     return problem, modulator, Focus(focus.distance, float(np.hypot(focus.error, focus.distance)))
 
 
-def _next(told: list[tuple[float, float]]) -> float:
+def next_distance(told: list[tuple[float, float]]) -> float:
     """Distance to try after distances and what crystals solved there showed."""
     distance, shown = told[-1]
     share = 1.0

@@ -416,6 +416,8 @@ def reconstruct(
         raise ValueError(f"trials and iterations must be 1 at least, not {trials} and {iterations}")
     if method == "paper" and coherence:
         raise ValueError("the published iteration takes coherent light: leave coherence, or method='paper'")
+    if not isinstance(coherence, bool) and not all(length > 0 for length in coherence):
+        raise ValueError(f"coherence lengths must be positive, inf for coherent light, not {coherence}")
     if start == "probe" and not modulator.probe.any():
         raise ValueError("start='probe' needs the calibrated beam, and this modulator has none: use 'random'")
     options = {"free_fraction": free_fraction, "seed": seed}
