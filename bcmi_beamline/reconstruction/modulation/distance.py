@@ -31,6 +31,10 @@ DISTANCE_PILOTS = 4
 SETTLED = 0.3e-6
 """m. A crystal that is out of focus by less is the last."""
 
+UNSURE = 0.2
+"""Part of ``p^2 / lambda``, the depth over which a pixel is in focus, by which d1 may always be wrong: ten
+simulated crystals were wrong by 0.17 of it (rms), more than rows and columns differ."""
+
 LEAST_SHARE = 0.3
 """Part of an error of d1, at least, that a crystal solved with it shows: no step goes farther."""
 
@@ -146,7 +150,9 @@ def refocused(
             modulator = replace(modulator, sample_distance=next_distance(told))
             made = optics(scan, modulator, scan.angles_deg, (border[0], border[1]))
             problem = problem.through(made.operator_on(problem.operator.window))
-    return problem, modulator, Focus(focus.distance, float(np.hypot(focus.error, focus.distance)))
+    depth = max(problem.operator.pixel) ** 2 / problem.operator.wavelength
+    error = np.sqrt(focus.error**2 + focus.distance**2 + (UNSURE * depth) ** 2)
+    return problem, modulator, Focus(focus.distance, float(error))
 
 
 def next_distance(told: list[tuple[float, float]]) -> float:
