@@ -54,6 +54,10 @@ def truths(beamline, preset) -> list[float]:
 
 
 def test_no_process_variable_holds_a_truth(names, simulated_beamline):
+    """Looked at where nobody has searched for the reflection yet: a test before may have left phi in it."""
+    beamline = simulated_beamline.beamline
+    circle = beamline.prefix + getattr(beamline.diffractometer, beamline.rocking_circle).pv
+    assert epics.caput(circle, beamline.reflection.rocking_nominal_deg - 0.05, wait=True, timeout=60.0)
     pvs = [epics.PV(name, form="native", auto_monitor=False) for name in names]
     values = {pv.pvname: pv.get(timeout=20.0) for pv in pvs}
     assert [name for name, value in values.items() if value is None] == []
