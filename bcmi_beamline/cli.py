@@ -440,7 +440,10 @@ def reconstruct(
         int, typer.Option(min=1, help="bcdi: guided search; trials are crossed with the best so often.")
     ] = 1,
     likelihood: Annotated[
-        Likelihood, typer.Option(help="bcmi: what the last passes maximise; one is nearly the other.")
+        Likelihood,
+        typer.Option(
+            help="bcmi: what the last two passes maximise; poisson helps a little where counts are few."
+        ),
     ] = Likelihood.anscombe,
     coherence: Annotated[bool, typer.Option(help="Fit how coherent the light was.")] = False,
     directory: DirectoryOption = Path("bcmi-data"),
@@ -458,10 +461,14 @@ def reconstruct(
     if follow and (support is not None or coherence):
         raise ValueError("--support and --coherence are for a finished scan: leave --follow")
     refined = refine_scale or refine_distance
-    if chosen is Method.published and (refined or coherence):
-        raise ValueError("--refine-... and --coherence belong to bcmi: leave them or --method bcmi-paper")
-    if refined and (follow or chosen is not Method.bcmi):
-        raise ValueError("--refine-... is for bcmi on a finished scan: give --modulator, leave --follow")
+    if chosen is Method.published and coherence:
+        raise ValueError("--coherence belongs to bcmi and bcdi: leave it or --method bcmi-paper")
+    polished = likelihood is not Likelihood.anscombe
+    if (refined or polished) and (follow or chosen is not Method.bcmi):
+        raise ValueError(
+            "--refine-scale, --refine-distance and --likelihood are for bcmi on a finished scan: give "
+            "--modulator, leave --follow or --method"
+        )
     if follow:
         if chosen is not Method.bcmi or modulator is None:
             raise ValueError("--follow is for bcmi: give --modulator FILE")

@@ -234,8 +234,8 @@ def main() -> None:
         sources, lengths = (), {}
         if arguments.coherence:
             cpu = time.process_time()
-            light, sources = driver.found_light(scan, problem, pilot)
-            lengths = {"coherence_um": [round(1e6 * length, 3) for length in light.lengths]}
+            found, sources = driver.found_light(scan, problem, pilot)
+            lengths = {"coherence_um": [round(1e6 * length, 3) for length in found]}
             lengths["coherence_cpu_s"] = round(time.process_time() - cpu, 1)
         for seed, iterations in itertools.product(range(arguments.seeds), arguments.iterations):
             stages = Stages()

@@ -66,6 +66,11 @@ def test_every_command_explains_itself(bcmi, command):
             "bcmi",
         ),
         (["reconstruct", "a", "--modulator", "m", "--follow", "--coherence", "-o", "r"], "finished scan"),
+        (["reconstruct", "a", "--likelihood", "poisson", "-o", "r"], "are for bcmi"),
+        (
+            ["reconstruct", "a", "--modulator", "m", "--follow", "--refine-distance", "-o", "r"],
+            "finished scan",
+        ),
         (["compare", "absent.cxi", "truth.cxi"], "absent.cxi"),
         (["calibrate", "d41d8cd9", "-o", "m.cxi", "--directory", "nowhere"], "no catalogue"),
         (["export", "d41d8cd9", "-o", "m.cxi", "--directory", "nowhere"], "no catalogue"),

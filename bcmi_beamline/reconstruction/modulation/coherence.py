@@ -8,13 +8,14 @@ points are enough: the nodes of a Gauss-Hermite quadrature, the more the larger 
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 from scipy.optimize import minimize_scalar
 
 from bcmi_beamline.geometry import Geometry
 from bcmi_beamline.reconstruction.modulation.refine import Problem, Solution, Source, copy_of, refine
+
+Lengths = tuple[float, float]
+"""Coherence lengths (x, y) across the incident beam, m; inf: coherent."""
 
 FRAMES = 24
 """So many of the brightest tell enough."""
@@ -83,12 +84,12 @@ class IncidentLight:
         self.width = np.array([float(np.ptp(p)) for p in places])
         """Of the crystal along x and y, m."""
 
-    def lengths(self, ratios: np.ndarray) -> tuple[float, float]:
+    def lengths(self, ratios: np.ndarray) -> Lengths:
         """Coherence lengths (x, y), m, for width over length `ratios`; inf for what is not noticed."""
         x, y = np.divide(self.width, ratios, out=np.full(2, np.inf), where=ratios > NOTICED)
         return float(x), float(y)
 
-    def sources(self, lengths: tuple[float, float]) -> tuple[Source, ...]:
+    def sources(self, lengths: Lengths) -> tuple[Source, ...]:
         """Points of a source that makes light of these coherence lengths (x, y), m; inf: coherent.
 
         None for light that is as good as coherent.
@@ -112,20 +113,7 @@ class IncidentLight:
         return Source(wave.astype(np.complex64), turned)
 
 
-class Coherence(NamedTuple):
-    """Coherence lengths (x, y) across the incident beam, m, inf where the light is as good as coherent.
-
-    `gain`: part by which they lower the misfit of the free pixels, or of all where none are free.
-    """
-
-    lengths: tuple[float, float]
-    gain: float
-
-
-COHERENT = Coherence((np.inf, np.inf), 0.0)
-
-
-def find_coherence(problem: Problem, solution: Solution, light: IncidentLight) -> Coherence:
+def find_coherence(problem: Problem, solution: Solution, light: IncidentLight) -> Lengths:
     """Coherence lengths with which a few passes from a fitted crystal come closest to the brightest frames.
 
     Along x, along y and along x again, by Brent's search over width / L. A crystal that was fitted as if the
@@ -138,9 +126,13 @@ def find_coherence(problem: Problem, solution: Solution, light: IncidentLight) -
     solution : Solution
         Of the problem, with its drift; not changed.
     light : IncidentLight
+
+    Returns
+    -------
+    (x, y)
+        Across the incident beam, m; inf where the light is as good as coherent.
     """
-    counts = problem.counts * (problem.weight > 0)
-    part = problem.only(np.sort(np.argsort(counts)[-FRAMES:]))
+    part = problem.brightest(FRAMES)
     ratios, fitted = np.zeros(2), solution
 
     def fit(ratios: np.ndarray) -> Solution:
@@ -158,7 +150,5 @@ def find_coherence(problem: Problem, solution: Solution, light: IncidentLight) -
 
         misfit(0.0)
         minimize_scalar(misfit, bounds=(0, LARGEST), method="bounded", options={"maxiter": SEARCH})
-        _, ratios[axis], best = min(tried, key=lambda t: t[0])
-        fitted = best
-    apart, together = fit(np.zeros(2)), fit(ratios)
-    return Coherence(light.lengths(ratios), 1 - together.score / apart.score)
+        _, ratios[axis], fitted = min(tried, key=lambda t: t[0])
+    return light.lengths(ratios)

@@ -17,7 +17,7 @@ from scipy.optimize import minimize_scalar
 from bcmi_beamline.reconstruction.fourier import fft2, ifft2
 from bcmi_beamline.reconstruction.modulation.focus import unevenness
 from bcmi_beamline.reconstruction.modulation.operators import slow_transform
-from bcmi_beamline.reconstruction.modulation.prepare import optics
+from bcmi_beamline.reconstruction.modulation.prepare import operator_through
 from bcmi_beamline.reconstruction.modulation.refine import Problem, Solution
 from bcmi_beamline.reconstruction.threads import one_thread_per_product
 from bcmi_beamline.scans import Modulator, RockingScan
@@ -125,8 +125,8 @@ def refocused(
 ) -> tuple[Problem, Modulator, Focus]:
     """Problem and modulator at the distance d1 where the crystal is most even; how far that is off, still.
 
-    A crystal shows two thirds of an error of d1; the next one is solved with d1 corrected by what it shows,
-    the third where a straight line through what the last two show says that nothing is left.
+    A crystal shows a half to two thirds of an error of d1; the next one is solved with d1 corrected by what
+    it shows, the third where a straight line through what the last two show says that nothing is left.
 
     Parameters
     ----------
@@ -136,9 +136,6 @@ def refocused(
     solve : callable
         Makes the n-th crystal, of a problem and n, that the distance is found from.
     """
-    border = tuple(
-        (n - m) // 2 for n, m in zip(problem.operator.detector_shape, scan.frames.shape[1:], strict=True)
-    )
     told: list[tuple[float, float]] = []
     focus = Focus(0.0, np.inf)
     with one_thread_per_product():
@@ -148,8 +145,7 @@ def refocused(
             if abs(focus.distance) < SETTLED or n == DISTANCE_PILOTS - 1:
                 break
             modulator = replace(modulator, sample_distance=next_distance(told))
-            made = optics(scan, modulator, scan.angles_deg, (border[0], border[1]))
-            problem = problem.through(made.operator_on(problem.operator.window))
+            problem = problem.through(operator_through(scan, modulator, problem))
     depth = max(problem.operator.pixel) ** 2 / problem.operator.wavelength
     error = np.sqrt(focus.error**2 + focus.distance**2 + (UNSURE * depth) ** 2)
     return problem, modulator, Focus(focus.distance, float(error))

@@ -12,12 +12,7 @@ import numpy as np
 
 from bcmi_beamline.reconstruction.modes import align_trials, eigen_modes, spread
 from bcmi_beamline.reconstruction.modulation.chain import chain, combine, even_out, weighed
-from bcmi_beamline.reconstruction.modulation.coherence import (
-    COHERENT,
-    Coherence,
-    IncidentLight,
-    find_coherence,
-)
+from bcmi_beamline.reconstruction.modulation.coherence import IncidentLight, Lengths, find_coherence
 from bcmi_beamline.reconstruction.modulation.distance import DISTANCE_PILOTS, Focus, refocused
 from bcmi_beamline.reconstruction.modulation.drift import DriftFollower, sentinel_shifts, usual_step
 from bcmi_beamline.reconstruction.modulation.operators import (
@@ -433,16 +428,17 @@ def reconstruct(
         "coherence": int(coherence is True),
     }
     pilots = Pilots(wanted, trials, solve_first, progress)
-    scale, focus, light, sources = Scale(1.0, np.inf), Focus(0.0, np.inf), COHERENT, ()
+    lengths: Lengths = (np.inf, np.inf)
+    scale, focus, sources = Scale(1.0, np.inf), Focus(0.0, np.inf), ()
     if refine_scale:
         problem, modulator, scale = rescale(scan, modulator, problem, pilots("scale of the map"))
     if refine_distance:
         problem, modulator, focus = refocused(scan, modulator, problem, pilots("distance of the map"))
     if coherence is True:
-        light, sources = found_light(scan, problem, pilots("coherence"))
+        lengths, sources = found_light(scan, problem, pilots("coherence"))
     elif coherence:
-        light = Coherence(coherence, np.nan)
-        sources = IncidentLight(problem, scan.geometry, problem.region).sources(coherence)
+        lengths = coherence
+        sources = IncidentLight(problem, scan.geometry, problem.region).sources(lengths)
     ending = Ending(sources, poisson=likelihood == "poisson")
     trial = Trial(problem, iterations, seed, start, drift, method, ending)
     configuration = {
@@ -461,7 +457,7 @@ def reconstruct(
         "modulator_scale_error": scale.error if np.isfinite(scale.error) else None,
         "likelihood": likelihood,
         "coherence": coherence if isinstance(coherence, bool) else list(coherence),
-        "coherence_length": [length if np.isfinite(length) else None for length in light.lengths],
+        "coherence_length": [length if np.isfinite(length) else None for length in lengths],
         "thickness": problem.thickness,
         "support_given": support is not None,
     }
@@ -523,13 +519,13 @@ class Pilots:
 
 def found_light(
     scan: RockingScan, problem: Problem, solve: Callable[[Problem, int], Solution]
-) -> tuple[Coherence, tuple[Source, ...]]:
-    """Coherence of the light, from a crystal that `solve` makes for it, and the points of its source."""
+) -> tuple[Lengths, tuple[Source, ...]]:
+    """Coherence lengths of the light, from a crystal that `solve` makes for it, and points of its source."""
     with one_thread_per_product():
         solution = solve(problem, 0)
         light = IncidentLight(problem, scan.geometry, solution.support)
         found = find_coherence(problem, solution, light)
-    return found, light.sources(found.lengths)
+    return found, light.sources(found)
 
 
 def between(report: Progress | None, begun: float, end: float, name: str = "") -> Progress | None:

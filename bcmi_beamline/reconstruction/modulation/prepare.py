@@ -85,6 +85,14 @@ def optics(
     return Optics(operator_on, pixel, trusted)
 
 
+def operator_through(scan: RockingScan, modulator: Modulator, problem: Problem) -> FrameOperator:
+    """The operator of a problem of `scan`, on its window and with its border, for another modulator."""
+    ny, nx = (
+        (n - m) // 2 for n, m in zip(problem.operator.detector_shape, scan.frames.shape[1:], strict=True)
+    )
+    return optics(scan, modulator, scan.angles_deg, (ny, nx)).operator_on(problem.operator.window)
+
+
 def prepare(
     scan: RockingScan,
     modulator: Modulator,

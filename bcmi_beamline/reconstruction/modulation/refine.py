@@ -123,6 +123,11 @@ class Problem:
         part._trust(weight)
         return part
 
+    def brightest(self, count: int) -> Problem:
+        """The same problem with the weight of all but the `count` brightest trusted frames set to 0."""
+        counts = self.counts * (self.weight > 0)
+        return self.only(np.sort(np.argsort(counts)[-count:]))
+
     def in_light(self, amplitude: np.ndarray) -> Problem:
         """The same problem with other amplitudes (J,) of the incident light."""
         other = copy(self)
@@ -318,7 +323,7 @@ def noise_score(problem: Problem, solution: Solution) -> float:
     """Free log-likelihood that counting noise alone would leave, were the solution right.
 
     What its own is to be held against: half as much again says that something does not fit. nan where no
-    pixels are free.
+    pixels are free. From every `SPARSE`-th frame.
     """
     waves, shifts = problem.waves(solution.image), solution.shifts
     several = waves if problem.sources else waves[:, None]
@@ -330,7 +335,7 @@ def noise_score(problem: Problem, solution: Solution) -> float:
         counts = np.sum([light.intensity(light.forward(w, j, moved)) for w in several[j]], axis=0)
         return counts[problem.targets[j] <= -2] + solution.background
 
-    free = [j for j in problem.frames if (problem.targets[j] <= -2).any()]
+    free = [j for j in problem.frames[::SPARSE] if (problem.targets[j] <= -2).any()]
     return expected_log_likelihood(np.concatenate(each(expected, free))) if free else float("nan")
 
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bcmi_beamline.reconstruction.modulation.operators import FrameOperator
-from bcmi_beamline.reconstruction.modulation.prepare import optics
+from bcmi_beamline.reconstruction.modulation.prepare import operator_through
 from bcmi_beamline.reconstruction.modulation.refine import Problem, Solution, copy_of, refine
 from bcmi_beamline.reconstruction.threads import one_thread_per_product
 from bcmi_beamline.scans import Modulator, RockingScan
@@ -76,8 +76,7 @@ def find_scale(problem: Problem, solution: Solution, operator_at: Callable[[floa
     operator_at : callable
         Makes the operator of the problem for a map and d1 larger by a factor.
     """
-    light = problem.counts * (problem.weight > 0)
-    part = problem.only(np.sort(np.argsort(light)[-FRAMES:]))
+    part = problem.brightest(FRAMES)
     factor, told, free = 1.0, np.inf, np.inf
     fitted = solution
 
@@ -121,14 +120,10 @@ def rescale(
     solve : callable
         Makes the n-th crystal, of a problem and n, that the scale is found from.
     """
-    ny, nx = (
-        (n - m) // 2 for n, m in zip(problem.operator.detector_shape, scan.frames.shape[1:], strict=True)
-    )
     factor, last = 1.0, Scale(1.0, np.inf)
 
     def operator_at(further: float) -> FrameOperator:
-        made = optics(scan, scaled(modulator, factor * further), scan.angles_deg, (ny, nx))
-        return made.operator_on(problem.operator.window)
+        return operator_through(scan, scaled(modulator, factor * further), problem)
 
     with one_thread_per_product():
         for n in range(SCALE_PILOTS):
